@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-INSTALL_COMMAND = "apt-get install -y libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri"
+INSTALL_COMMAND = "apt-get install -y libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri"  # Debian, Ubuntu; software EGL
 
 _DISABLED = ("disable", "disabled", "off", "false", "0")  # MuJoCo's own words for "no rendering"
 _ENABLED = ("", "enable", "enabled", "on", "true", "1")  # rendering, but no backend named: the choice is ours
@@ -137,3 +137,7 @@ def _load_first(*names: str) -> str:
 
 
 _CHECKS: dict[str, Callable[[], bool]] = {"egl": _egl_works, "osmesa": _osmesa_works}
+
+
+if __name__ == "__main__":  # scripts/setup runs this file by itself, before any package is imported
+    sys.stdout.write(f"{choose_gl() or 'none'}\n")
