@@ -1,0 +1,1 @@
+"""Bimanual ALOHA tasks in MuJoCo: `env` (one), `vector` (many), `tasks`, `cameras` and `rendering`."""

@@ -1,0 +1,246 @@
+"""The ALOHA tasks as a Gymnasium environment, directly on MuJoCo.
+
+The same states follow from the same controls as in the gym_aloha package, bit for bit (see the tests); what differs
+is around the physics: proper seeding, truthful spaces, text, stages, and pictures only when somebody asks for them.
+"""
+
+# mujoco is a binary module without stubs:
+# pyright: reportAttributeAccessIssue=false
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from gymnasium import spaces
+
+from robostack.envs.aloha.cameras import CAMERAS, Camera, image_key
+from robostack.envs.aloha.rendering import QUALITIES, Preset, Renderer
+from robostack.envs.aloha.tasks import TASKS, StageReader, Task, load_model, sample_object_poses
+
+CONTROL_HZ = 50
+PHYSICS_STEPS = 10  # of 2 ms in one control step
+
+# ALOHA's gripper convention: left finger position in metres, 0 at the first value and 1 at the second.
+GRIPPER_CLOSED, GRIPPER_OPEN = 0.01844, 0.05800
+_SPAN = GRIPPER_OPEN - GRIPPER_CLOSED
+GRIPPERS = (6, 13)  # in the 14 numbers of a state or an action
+
+# qpos and ctrl hold 8 numbers an arm: six joints, left finger, right finger (which mirrors the left one).
+_QPOS_OF_STATE = np.array([0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14])
+_ACTION_OF_CTRL = np.array([0, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 12, 13, 13])
+_CTRL_SCALE = np.array([1, 1, 1, 1, 1, 1, _SPAN, -_SPAN] * 2)
+_CTRL_OFFSET = np.array([0, 0, 0, 0, 0, 0, GRIPPER_CLOSED, -GRIPPER_CLOSED] * 2)
+_STATE_SCALE = np.array([1, 1, 1, 1, 1, 1, _SPAN] * 2)
+_STATE_OFFSET = np.array([0, 0, 0, 0, 0, 0, GRIPPER_CLOSED] * 2)
+
+START_QPOS = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.02239, -0.02239] * 2)
+_JOINT_SLACK = 0.1  # MuJoCo's joint limits are springs: radians (or gripper units) by which a push can exceed them
+
+
+class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
+    """Two ViperX arms at a table, controlled at 50 Hz by joint targets.
+
+    Observation (dict):
+        observation.state: (14,) float32; left then right arm, each six joints in radians and the gripper, 0 closed
+            and 1 open. Of a gripper the left finger is read.
+        observation.environment_state: (7 · objects,) float32; x, y, z in metres and w, x, y, z of every object.
+        observation.images.<camera>: (height, width, 3) uint8, for every camera asked for.
+    Action: (14,) absolute targets, laid out like the state. Targets out of range are clipped by MuJoCo.
+    Reward: the task's stage, 0 to 4. `info` has `task` (text), `stage` and `success` (stage 4 reached at this or an
+        earlier step). An episode never terminates: a success can be lost again, and is worth knowing about.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 (Gymnasium's own name)
+
+    def __init__(
+        self,
+        task: str = "transfer_cube",
+        cameras: Sequence[Camera] = (),
+        object_poses: bool = True,
+        render_mode: str | None = None,
+        render_view: Camera | None = None,
+        render_height: int = 480,
+        render_width: int = 640,
+    ) -> None:
+        """Builds the simulation.
+
+        Args:
+            task: a name in `TASKS`.
+            cameras: rendered into every observation; `render_camera` gives single frames without that cost.
+            object_poses: whether observations hold `observation.environment_state`.
+            render_mode: `rgb_array` or None.
+            render_view: what `render` shows; by default the scene from the front.
+            render_height: pixels of `render`.
+            render_width: pixels of `render`.
+        """
+        if task not in TASKS:
+            raise ValueError(f"unknown ALOHA task {task!r}: known are {', '.join(TASKS)}")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"expected render_mode None or 'rgb_array', came {render_mode!r}")
+        if len({camera.name for camera in cameras}) < len(cameras):
+            raise ValueError(f"expected cameras of different names, came {[camera.name for camera in cameras]}")
+        self._task: Task = TASKS[task]
+        self.task: str = self._task.text
+        self.cameras = tuple(cameras)
+        self.render_mode = render_mode
+        self._render_view = replace(render_view or CAMERAS["angle"], height=render_height, width=render_width)
+        self._observe_objects = object_poses
+
+        self.model = load_model(self._task)
+        self.data = mujoco.MjData(self.model)
+        self._read_stage = StageReader(self._task, self.model)
+        self._renderers: dict[str, Renderer] = {}
+        self._warnings = self.data.warning.number  # a view: MuJoCo counts up in it
+        self._seed: int | None = None
+        self._steps = 0
+        self._success = False
+
+        self.action_space = _action_space(self.model)
+        self.observation_space = _observation_space(self.model, self._task, self.cameras, object_poses)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Starts an episode at the start pose of the arms.
+
+        Args:
+            seed: fixes the episode; without one, `np_random` goes on where it is.
+            options: may hold `object_poses`, the (7 · objects,) start poses to use instead of drawn ones.
+
+        Raises:
+            ValueError: unknown option, or poses of another shape, not finite, or without a unit quaternion.
+        """
+        super().reset(seed=seed)
+        self._seed = seed
+        options = dict(options or {})
+        poses = options.pop("object_poses", None)
+        if options:
+            raise ValueError(f"unknown reset options {sorted(options)}: known is object_poses")
+        poses = sample_object_poses(self._task, self.np_random) if poses is None else self._checked_poses(poses)
+
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[:16] = START_QPOS
+        self.data.qpos[16:] = poses
+        self.data.ctrl[:] = START_QPOS
+        # As dm_control does after a reset: the controls must not act before the first step.
+        flags = self.model.opt.disableflags
+        try:
+            self.model.opt.disableflags = flags | mujoco.mjtDisableBit.mjDSBL_ACTUATION
+            mujoco.mj_forward(self.model, self.data)
+        finally:
+            self.model.opt.disableflags = flags
+
+        self._steps = 0
+        self._success = False
+        return self.observe(), self._info(0)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Advances 20 ms towards the joint targets in `action`.
+
+        Raises:
+            ValueError: the action has another shape or is not finite.
+            FloatingPointError: the simulation diverged.
+        """
+        # float64 whatever comes: the controls, and so the trajectory, must not depend on who rounds when.
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != (14,):
+            raise ValueError(f"expected an action of shape (14,), came {action.shape}")
+        if not np.isfinite(action).all():
+            bad = np.flatnonzero(~np.isfinite(action)).tolist()
+            raise ValueError(f"expected a finite action, came nan or inf in dimensions {bad}")
+        self.data.ctrl[:] = action[_ACTION_OF_CTRL] * _CTRL_SCALE + _CTRL_OFFSET
+        # A step is mj_step1 (positions, contacts) then mj_step2 (forces, integration). The first half of every
+        # control step was done at the end of the one before, where the reward needed its contacts.
+        mujoco.mj_step2(self.model, self.data)
+        mujoco.mj_step(self.model, self.data, PHYSICS_STEPS - 1)
+        mujoco.mj_step1(self.model, self.data)
+
+        self._steps += 1
+        if self._warnings.any():
+            # MuJoCo itself only counts a warning, and silently resets the state.
+            raise FloatingPointError(
+                f"the simulation diverged in the episode of seed {self._seed} at step {self._steps}: "
+                "look for actions that jump far"
+            )
+        stage = self._read_stage(self.data)
+        self._success |= stage == 4
+        return self.observe(), float(stage), False, False, self._info(stage)
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """The observation of the current state."""
+        qpos = self.data.qpos
+        state = (qpos[_QPOS_OF_STATE] - _STATE_OFFSET) / _STATE_SCALE
+        observation = {"observation.state": state.astype(np.float32)}
+        if self._observe_objects:
+            observation["observation.environment_state"] = qpos[16:].astype(np.float32)
+        for camera in self.cameras:
+            observation[image_key(camera)] = self.render_camera(camera)
+        return observation
+
+    def render_camera(self, camera: Camera, preset: Preset = "fast") -> np.ndarray:
+        """One frame of the current state, on demand: (height, width, 3) uint8.
+
+        `fast` leaves out shadows and multisampling (ten times as fast in software); `pretty` is for people.
+        """
+        if preset not in QUALITIES:
+            raise ValueError(f"unknown render preset {preset!r}: known are {', '.join(QUALITIES)}")
+        if preset not in self._renderers:
+            self._renderers[preset] = Renderer(self.model, QUALITIES[preset])
+        return self._renderers[preset].render(self.data, camera)
+
+    def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride] (no frame lists)
+        """The scene for people: (render_height, render_width, 3) uint8, or None without a render mode."""
+        if self.render_mode is None:
+            return None
+        return self.render_camera(self._render_view, preset="pretty")
+
+    def close(self) -> None:
+        """Frees the OpenGL contexts."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+
+    def _info(self, stage: int) -> dict[str, Any]:
+        return {"task": self.task, "stage": stage, "success": self._success}
+
+    def _checked_poses(self, poses: Any) -> np.ndarray:
+        poses = np.asarray(poses, dtype=np.float64)
+        expected = (7 * len(self._task.objects),)
+        if poses.shape != expected:
+            raise ValueError(f"expected object_poses of shape {expected}, came {poses.shape}")
+        # nan compares false, so this also catches poses that are not finite.
+        norms = np.linalg.norm(poses.reshape(-1, 7)[:, 3:], axis=1)
+        if not (np.isfinite(poses).all() and (np.abs(norms - 1) < 1e-3).all()):
+            raise ValueError(f"expected finite object_poses with unit quaternions, came {poses.tolist()}")
+        return poses
+
+
+def _action_space(model: mujoco.MjModel) -> spaces.Box:
+    """What the motors can be told: joint ranges in radians, grippers from 0 (closed) to 1 (open)."""
+    low, high = model.actuator_ctrlrange[_QPOS_OF_STATE].T.astype(np.float32)
+    low[list(GRIPPERS)], high[list(GRIPPERS)] = 0.0, 1.0
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def _observation_space(model: mujoco.MjModel, task: Task, cameras: tuple[Camera, ...], objects: bool) -> spaces.Dict:
+    ranges = model.jnt_range[_QPOS_OF_STATE]
+    low, high = ((ranges - _STATE_OFFSET[:, None]) / _STATE_SCALE[:, None]).T
+    parts: dict[str, spaces.Space[Any]] = {
+        "observation.state": spaces.Box(
+            (low - _JOINT_SLACK).astype(np.float32), (high + _JOINT_SLACK).astype(np.float32), dtype=np.float32
+        )
+    }
+    if objects:
+        bound = np.array([np.inf] * 3 + [1.0] * 4, dtype=np.float32)  # an object may be thrown anywhere
+        bound = np.tile(bound, len(task.objects))
+        parts["observation.environment_state"] = spaces.Box(-bound, bound, dtype=np.float32)
+    parts |= {image_key(camera): image_space(camera) for camera in cameras}
+    return spaces.Dict(parts)
+
+
+def image_space(camera: Camera) -> spaces.Box:
+    """What its frames are: (height, width, 3) uint8."""
+    return spaces.Box(0, 255, (camera.height, camera.width, 3), dtype=np.uint8)
