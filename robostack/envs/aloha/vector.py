@@ -115,7 +115,10 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             for i in share:
                 results[i] = self.envs[i].step(actions[i])
 
-        list(self._pool.map(step_share, self._shares))
+        others = [self._pool.submit(step_share, share) for share in self._shares[1:]]
+        step_share(self._shares[0])  # the caller works too: one thread fewer to wake
+        for other in others:
+            other.result()
         self._steps += 1
         observations, rewards, _, _, infos = zip(*results, strict=True)
         return (
