@@ -1,10 +1,11 @@
 """Which OpenGL backend MuJoCo renders with on a machine without a screen.
 
 MuJoCo reads `MUJOCO_GL` once, while it is imported, so the choice falls before that import and without it: the
-libraries are loaded with ctypes and asked for a display (EGL) or a context (OSMesa), as MuJoCo will do later.
+libraries are loaded with ctypes, and EGL is asked for a display as MuJoCo will do later.
 EGL comes first because it also drives GPUs. Simulation without images needs none of this.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -28,7 +29,6 @@ _EGL_ATTRIBUTES = (  # what MuJoCo will ask for
     0x3038,                                      # end of list
 )
 # fmt: on
-_OSMESA_RGBA = 0x1908
 
 
 def choose_gl() -> str | None:
@@ -56,7 +56,7 @@ def require_gl() -> str:
     """Like `choose_gl`, for those who are about to render.
 
     Raises:
-        RuntimeError: no backend works, or mujoco was imported before one was chosen.
+        RuntimeError: there is none.
     """
     backend = choose_gl()
     if backend is None:
@@ -64,12 +64,6 @@ def require_gl() -> str:
         if given:
             raise RuntimeError(f"rendering needs OpenGL, but MUJOCO_GL={given} leaves none: unset MUJOCO_GL")
         raise RuntimeError(f"rendering needs EGL or OSMesa, found neither: run `{INSTALL_COMMAND}`")
-    context = getattr(sys.modules.get("mujoco"), "GLContext", None)
-    if context is not None and backend in _CHECKS and context.__module__ != f"mujoco.{backend}":
-        raise RuntimeError(
-            f"rendering needs MuJoCo on {backend}, but it was imported earlier and took {context.__module__}: "
-            f"import robostack before mujoco, or set MUJOCO_GL={backend}"
-        )
     return backend
 
 
@@ -113,26 +107,19 @@ def _egl_display_works(egl: ctypes.CDLL, display: int) -> bool:
 
 
 def _osmesa_works() -> bool:
-    """Whether OSMesa loads and gives a context."""
+    """Whether OSMesa loads. No context is tried: its threads would outlive it, and a forked child would miss them."""
     try:
-        osmesa = ctypes.CDLL(_load_first("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"))
+        _load_first("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
     except OSError:
         return False
-    osmesa.OSMesaCreateContextExt.restype = ctypes.c_void_p
-    context = osmesa.OSMesaCreateContextExt(_OSMESA_RGBA, 24, 8, 0, None)
-    if context:
-        osmesa.OSMesaDestroyContext(ctypes.c_void_p(context))
-    return bool(context)
+    return True
 
 
-def _load_first(*names: str) -> str:
+def _load_first(*names: str) -> ctypes.CDLL:
     """The first of these shared libraries that loads; OSError when none does."""
     for name in names:
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return name
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name)
     raise OSError(f"expected one of {', '.join(names)}, found none")
 
 

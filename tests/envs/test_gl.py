@@ -15,7 +15,6 @@ def clean_environment(monkeypatch):
     """No choice made yet, and none left behind."""
     monkeypatch.setenv("MUJOCO_GL", "")  # recorded by monkeypatch, so that what choose_gl writes is undone
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
-    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
     gl._working_backend.cache_clear()
     yield
     gl._working_backend.cache_clear()
@@ -64,17 +63,6 @@ def test_pyopengl_platform_rules_out_the_other_backend(monkeypatch):
     assert gl.choose_gl() == "osmesa"
 
 
-def test_a_mujoco_imported_too_early_is_named(monkeypatch):
-    class GLContext: ...
-
-    GLContext.__module__ = "mujoco.glfw"
-    monkeypatch.setitem(sys.modules, "mujoco", type(sys)("mujoco"))
-    monkeypatch.setattr(sys.modules["mujoco"], "GLContext", GLContext, raising=False)
-    backends(monkeypatch, egl=True)
-    with pytest.raises(RuntimeError, match=r"took mujoco\.glfw: import robostack before mujoco"):
-        gl.require_gl()
-
-
 def test_the_check_runs_once(monkeypatch):
     calls = []
     monkeypatch.setattr(gl, "_CHECKS", {"egl": lambda: bool(calls.append(1)), "osmesa": lambda: False})
@@ -96,9 +84,10 @@ def test_the_choice_renders_and_is_made_without_mujoco():
     script = """
 import os, sys
 from robostack.envs.gl import choose_gl
+threads = os.listdir("/proc/self/task")
 backend = choose_gl()
 assert "mujoco" not in sys.modules
-assert len(os.listdir("/proc/self/task")) == 1
+assert os.listdir("/proc/self/task") == threads
 if backend is None:
     sys.exit(77)
 import mujoco

@@ -1,0 +1,10 @@
+"""What every test runs under: shapes checked at run time, and one torch thread."""
+
+from jaxtyping import install_import_hook
+
+# Before robostack is imported: from here on every jaxtyping annotation in it is checked at each call.
+install_import_hook("robostack", "beartype.beartype")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)  # results that do not depend on the machine's cores, and no contest between parallel runs
