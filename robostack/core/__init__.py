@@ -1,0 +1,1 @@
+"""What every policy is built from: attention, transformer, vision, text and flow."""

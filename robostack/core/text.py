@@ -1,0 +1,54 @@
+"""Task texts as tokens for models trained from scratch: whole words, numbered as the training data names them.
+
+A word that the training data did not have is an error and not an unknown token: a policy that is asked for another
+task than it learned, or for the same in other words, would act at random without telling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+PADDING = 0
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`words` in order of their ids, which start at 1; every text becomes `length` ids, padded with 0."""
+
+    words: tuple[str, ...]
+    length: int
+
+    @staticmethod
+    def of(texts: Iterable[str]) -> Vocabulary:
+        """The vocabulary of these texts, as long as the longest of them."""
+        split = [_words(text) for text in texts]
+        return Vocabulary(tuple(sorted({w for words in split for w in words})), max(map(len, split), default=0))
+
+    @property
+    def size(self) -> int:
+        """How many ids there are, padding included."""
+        return len(self.words) + 1
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Ids (len(texts), length), int64. Raises ValueError for unknown words and for texts that are too long."""
+        ids = {word: index for index, word in enumerate(self.words, start=1)}
+        tokens = np.full((len(texts), self.length), PADDING, dtype=np.int64)
+        for row, text in zip(tokens, texts, strict=True):
+            words = _words(text)
+            if unknown := [word for word in words if word not in ids]:
+                raise ValueError(
+                    f"task {text!r} has words that the training data did not: {', '.join(unknown)}; "
+                    f"it knows: {' '.join(self.words)}"
+                )
+            if len(words) > self.length:
+                raise ValueError(f"task {text!r} has {len(words)} words, expected at most {self.length}")
+            row[: len(words)] = [ids[word] for word in words]
+        return tokens
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

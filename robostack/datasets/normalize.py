@@ -1,0 +1,72 @@
+"""Statistics of a feature and the affine map that brings it to unit scale and back.
+
+The map is a (forward, inverse) pair made from the same two vectors, so that one undoes the other by construction.
+Statistics are computed once from the training data and live in the checkpoint: a missing one is an error.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Values = TypeVar("Values", np.ndarray, torch.Tensor)
+
+# A joint that the demonstrations hardly move has a deviation near 0: dividing by it turns noise into huge values
+# and a small prediction error into none at all. 1e-2 of a radian, metre or gripper opening counts as still.
+SMALLEST_SCALE = 1e-2
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per entry of a vector feature, in its own units: mean, standard deviation, minimum and maximum."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+
+    @staticmethod
+    def of(rows: np.ndarray) -> Statistics:
+        """Statistics of rows (N, D), accumulated in float64."""
+        values = np.asarray(rows, dtype=np.float64)
+        return Statistics(
+            *(tuple(float(x) for x in v) for v in (values.mean(0), values.std(0), values.min(0), values.max(0)))
+        )
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """x ↦ (x − mean) / max(std, SMALLEST_SCALE), on arrays or tensors (..., D); `inverse` undoes `forward`."""
+
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    @staticmethod
+    def of(statistics: Statistics, key: str, names: tuple[str, ...] = ()) -> Normalizer:
+        """Warns with the names of the entries that hardly vary, whose scale is floored."""
+        still = [names[i] if names else str(i) for i, std in enumerate(statistics.std) if std < SMALLEST_SCALE]
+        if still:
+            warnings.warn(f"{key}: {', '.join(still)} hardly vary; scale floored at {SMALLEST_SCALE}", stacklevel=2)
+        return Normalizer(statistics.mean, tuple(max(std, SMALLEST_SCALE) for std in statistics.std))
+
+    def forward(self, values: Values) -> Values:
+        return (values - _like(self.offset, values)) / _like(self.scale, values)
+
+    def inverse(self, values: Values) -> Values:
+        return values * _like(self.scale, values) + _like(self.offset, values)
+
+
+def _like(numbers: tuple[float, ...], values: Values) -> Values:
+    if isinstance(values, torch.Tensor):
+        return torch.tensor(numbers, dtype=values.dtype, device=values.device)
+    return np.asarray(numbers, dtype=values.dtype)
+
+
+def statistics_of(columns: Mapping[str, np.ndarray]) -> dict[str, Statistics]:
+    """Statistics of every numeric column (N, D)."""
+    return {key: Statistics.of(rows) for key, rows in columns.items()}

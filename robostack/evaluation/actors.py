@@ -1,0 +1,58 @@
+"""Who acts in an episode: a trained policy that looks again after every chunk, or an expert that plans once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from robostack.policies.checkpoint import Checkpoint
+
+
+class Actor(Protocol):
+    """Acts in one episode at a time."""
+
+    cameras: Mapping[str, tuple[int, int]]
+    """The cameras it looks through: name to (height, width)."""
+
+    def begin(self, env: gym.Env, seed: int) -> None:
+        """Called after the environment was reset with `seed`, which also fixes the actor's own randomness."""
+        ...
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The actions (n, action_dim) to run before it is asked again, in the environment's units."""
+        ...
+
+
+class PolicyActor:
+    """A policy from a checkpoint on the CPU or a GPU, one episode at a time.
+
+    Batches of one: torch sums in another order for another batch size, contacts amplify the last bit, and an episode
+    would depend on which others run beside it.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu", execute_len: int | None = None) -> None:
+        self.checkpoint = Checkpoint.read(path)
+        self.execute_len = execute_len or self.checkpoint.config.execute_len
+        if not 0 < self.execute_len <= self.checkpoint.config.chunk_len:
+            raise ValueError(
+                f"execute_len must lie in 1..{self.checkpoint.config.chunk_len} (chunk_len), got {self.execute_len}"
+            )
+        self._policy: Any = self.checkpoint.load().to(device)
+        self._processor, self._device = self.checkpoint.processor, torch.device(device)
+        self.cameras = self._processor.cameras
+        self._task, self._generator = "", torch.Generator(self._device)
+
+    def begin(self, env: gym.Env, seed: int) -> None:
+        self._task = env.get_wrapper_attr("task")
+        self._generator.manual_seed(seed)
+
+    @torch.inference_mode()
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        batch = {key: observation[key][None] for key in self._processor.observation_keys if key in observation}
+        chunk = self._policy.sample(self._processor.observe(batch, [self._task], self._device), self._generator)
+        return self._processor.denormalize_actions(chunk)[0, : self.execute_len]

@@ -1,0 +1,135 @@
+"""Episodes of an actor in an environment, over processes, and what they add up to.
+
+One episode is one seed: its start, its noise and so its outcome are a function of that seed alone, on any number of
+workers and beside any other episodes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from robostack import envs
+from robostack.envs.aloha.cameras import image_key, parse_camera
+from robostack.evaluation.actors import Actor
+
+SUCCESS_STAGE = 4
+"""The highest stage of a task: reward 4 in ALOHA."""
+VIDEO_STRIDE = 2
+"""Every second control step becomes a frame: 25 frames/s at 50 Hz, half the rendering."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What became of one seed."""
+
+    seed: int
+    success: bool
+    """The highest stage was reached at some step, as gym_aloha counts."""
+    final: bool
+    """It still held at the end of the episode."""
+    stage_max: int
+    stage_final: int
+    first_success_step: int | None
+    latencies_ms: tuple[float, ...]
+    """Wall time of each call of the actor."""
+
+
+def run_episode(env: gym.Env, actor: Actor, seed: int, video: Path | None = None) -> Episode:
+    """One episode from `seed` to its time limit, as a video (25 frames/s) if a path is given."""
+    observation, info = env.reset(seed=seed)
+    actor.begin(env, seed)
+    stages: list[int] = []
+    latencies: list[float] = []
+    frames: list[np.ndarray] = []
+    over = False
+    while not over:
+        looked = _look(env, observation, actor)
+        begun = time.perf_counter()
+        chunk = actor.act(looked)
+        latencies.append(1000.0 * (time.perf_counter() - begun))
+        if not np.isfinite(chunk).all():
+            raise ValueError(f"the policy put out actions that are not finite in the episode of seed {seed}")
+        for action in chunk:
+            if video is not None and len(stages) % VIDEO_STRIDE == 0:
+                frames.append(_picture(env))
+            observation, _, terminated, truncated, info = env.step(action)
+            stages.append(info["stage"])
+            over = terminated or truncated
+            if over:
+                break
+    if video is not None:
+        from robostack.evaluation.video import write_video
+
+        write_video(video, [*frames, _picture(env)], env.metadata["render_fps"] / VIDEO_STRIDE)
+    reached = [step for step, stage in enumerate(stages) if stage == SUCCESS_STAGE]
+    return Episode(
+        seed=seed,
+        success=bool(reached),
+        final=stages[-1] == SUCCESS_STAGE,
+        stage_max=max(stages),
+        stage_final=stages[-1],
+        first_success_step=reached[0] if reached else None,
+        latencies_ms=tuple(latencies),
+    )
+
+
+def _look(env: gym.Env, observation: dict[str, np.ndarray], actor: Actor) -> dict[str, np.ndarray]:
+    """The observation with the actor's cameras, rendered only now that somebody looks."""
+    if not actor.cameras:
+        return observation
+    render: Callable[..., np.ndarray] = env.get_wrapper_attr("render_camera")
+    cameras = [parse_camera(f"{name}:{height}x{width}") for name, (height, width) in actor.cameras.items()]
+    return {**observation, **{image_key(camera): render(camera) for camera in cameras}}
+
+
+def _picture(env: gym.Env) -> np.ndarray:
+    frame = env.render()
+    assert isinstance(frame, np.ndarray)
+    return frame
+
+
+# One environment and one actor a process, made once: both take longer to build than an episode to run.
+_worker: tuple[gym.Env, Actor] | None = None
+
+
+def _start_worker(env_name: str, make_actor: Callable[[], Actor]) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the processes are the parallelism; and the sums do not depend on how many there are
+    global _worker
+    _worker = (envs.make(env_name, render_mode="rgb_array"), make_actor())
+
+
+def _run_in_worker(seed: int, video: Path | None) -> Episode:
+    assert _worker is not None
+    return run_episode(*_worker, seed, video)
+
+
+def run_episodes(
+    env_name: str, make_actor: Callable[[], Actor], seeds: Sequence[int], workers: int = 0, videos: Path | None = None
+) -> Iterator[Episode]:
+    """Episodes of `seeds` as they end, on `workers` processes (0: one a core); `make_actor` is called in each.
+
+    With a folder `videos` every episode is filmed to <seed>.mp4 in it.
+    """
+    workers = min(workers or len(os.sched_getaffinity(0)), len(seeds))
+    context = multiprocessing.get_context("spawn")  # a fork after torch or JAX has started threads can hang
+    with ProcessPoolExecutor(workers, context, _start_worker, (env_name, make_actor)) as pool:
+        futures: list[Future[Any]] = [
+            pool.submit(_run_in_worker, seed, None if videos is None else videos / f"{seed}.mp4") for seed in seeds
+        ]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

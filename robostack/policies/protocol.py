@@ -1,0 +1,67 @@
+"""What a policy is to training, evaluation and control: an observation type and two functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees, for a batch of B moments. Numbers are normalised, images are as the camera gave them."""
+
+    state: Float[Tensor, "batch state_dim"]
+    text: Int[Tensor, "batch words"]
+    """Word ids of the task, 0 where there is no word."""
+    images: Mapping[str, UInt8[Tensor, "batch height width 3"]]
+    """Camera name to frames."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The sizes that a policy takes from its data and robot: they are not a user's choice."""
+
+    state_dim: int
+    action_dim: int
+    words: int
+    """Length of a task text, in tokens."""
+    vocabulary: int
+    """Number of word ids, padding included."""
+    cameras: Mapping[str, tuple[int, int]]
+    """Camera name to (height, width) in pixels."""
+
+
+class PolicyConfig(Protocol):
+    """Architecture only. `chunk_len` actions are predicted, `execute_len` of them are run before the next look."""
+
+    @property
+    def chunk_len(self) -> int: ...
+    @property
+    def execute_len(self) -> int: ...
+
+
+class Policy(Protocol):
+    """A module with a loss and a sampler. Actions are normalised, (batch, chunk_len, action_dim)."""
+
+    def loss(
+        self,
+        observation: Observation,
+        actions: Float[Tensor, "batch chunk_len action_dim"],
+        is_pad: Bool[Tensor, "batch chunk_len"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        """The training loss; steps marked `is_pad` lie past the end of their episode and do not count."""
+        ...
+
+    def sample(
+        self, observation: Observation, generator: torch.Generator
+    ) -> Float[Tensor, "batch chunk_len action_dim"]:
+        """A chunk of actions; the same generator state gives the same chunk."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...

@@ -1,0 +1,46 @@
+"""What a training run is told, apart from the policy's architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Data, optimiser and run."""
+
+    data: Path
+    """Data set to train on."""
+    out: Path
+    """Folder of the run; must not exist yet."""
+    observe: tuple[str, ...] = ()
+    """Observation features the policy sees; all of the data set when none is named."""
+    frame_stride: int = 1
+    """Every n-th frame starts a training window; for images, whose neighbours hardly differ and fill the memory."""
+    steps: int = 3000
+    batch: int = 128
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises; it then falls to 0 along a cosine."""
+    weight_decay: float = 1e-2
+    """Of matrices; biases and norms are not decayed."""
+    gradient_clip: float = 1.0
+    """Bound of the gradient's norm."""
+    average_decay: float = 0.999
+    """Decay of the exponential moving average of the weights, which evaluation uses."""
+    seed: int = 0
+    device: str = "auto"
+    """`auto` takes a GPU when there is one, else the CPU."""
+    threads: int = 0
+    """CPU threads; 0 takes torch's choice. Another number sums in another order, so that runs are equal only at
+    an equal number."""
+    log_every: int = 50
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("frame_stride", "steps", "batch", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")

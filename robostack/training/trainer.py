@@ -1,0 +1,216 @@
+"""The training loop, the same for every policy.
+
+What a step does is a function of (seed, step): its batch and its noise come from generators made from these two
+numbers. A resumed run therefore needs weights, average and optimiser state, and goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robostack.datasets.store import EpisodeStore
+from robostack.datasets.windows import WindowSampler
+from robostack.policies.checkpoint import Checkpoint, CheckpointError, load_strictly
+from robostack.policies.processor import Processor
+from robostack.provenance import describe_run
+from robostack.training.config import TrainConfig
+from robostack.training.log import Report, TrainingLog
+
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and what to do."""
+
+
+@dataclass
+class TrainingState:
+    """All that changes from step to step."""
+
+    policy: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.AdamW
+    step: int = 0
+
+    @staticmethod
+    def of(policy: nn.Module, average: nn.Module, train: TrainConfig, device: torch.device) -> TrainingState:
+        policy.to(device)
+        average.to(device).requires_grad_(False).eval()
+        average.load_state_dict(policy.state_dict())
+        decayed = [p for p in policy.parameters() if p.ndim > 1]
+        others = [p for p in policy.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return TrainingState(policy, average, torch.optim.AdamW(groups, train.learning_rate, (0.9, 0.95), fused=True))
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything as flat named tensors, by file."""
+        optimizer = {
+            f"{name}.{key}": self.optimizer.state[parameter][key]
+            for name, parameter in self.policy.named_parameters()
+            for key in ADAM_STATE
+            if parameter in self.optimizer.state
+        }
+        return {"model": self.policy.state_dict(), "average": self.average.state_dict(), "optimizer": optimizer}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes weights, average and optimiser state from a checkpoint, strictly."""
+        load_strictly(self.policy, checkpoint.tensors("model"), checkpoint.path / "model.safetensors")
+        load_strictly(self.average, checkpoint.tensors("average"), checkpoint.path / "average.safetensors")
+        stored = checkpoint.tensors("optimizer")
+        for name, parameter in self.policy.named_parameters():
+            keys = [f"{name}.{key}" for key in ADAM_STATE]
+            if all(key not in stored for key in keys):
+                continue  # a parameter that never had a gradient has no state
+            if missing := [key for key in keys if key not in stored]:
+                raise CheckpointError(f"{checkpoint.path}/optimizer.safetensors lacks {missing[0]}: use another one")
+            self.optimizer.state[parameter] = {
+                key: stored[f"{name}.{key}"].to(
+                    "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device
+                )
+                for key in ADAM_STATE
+            }
+        self.step = checkpoint.step
+
+
+def train(
+    policy_name: str, policy_config: Any, train: TrainConfig, report: Callable[[Report], None] = lambda _: None
+) -> Path:
+    """Trains a policy from scratch and returns the folder of the run. `report` is told about every logged step.
+
+    Raises FileExistsError when `train.out` exists, DataError for unfit data, TrainingError when the loss is not finite.
+    """
+    if train.out.exists():
+        raise FileExistsError(f"{train.out} already exists: choose another folder, or continue it with --resume")
+    store = EpisodeStore(train.data)
+    processor = Processor.of(store, train.observe)
+    sampler = WindowSampler(store, processor.observation_keys, policy_config.chunk_len, train.frame_stride)
+    training = {
+        "config": _plain(train),
+        "data": {"path": str(train.data), "episodes": store.episodes},
+        **describe_run(),
+    }
+    checkpoint = Checkpoint(train.out, policy_name, policy_config, processor, 0, training)
+    train.out.mkdir(parents=True)
+    return _run(checkpoint, None, train, store, sampler, report)
+
+
+def resume(run: Path, policy_name: str | None = None, report: Callable[[Report], None] = lambda _: None) -> Path:
+    """Continues the run in folder `run` from its newest checkpoint, with its own settings and data.
+
+    Raises CheckpointError when there is none, it is damaged, or it holds another policy than `policy_name`.
+    """
+    checkpoint = Checkpoint.read(run)
+    if policy_name is not None and checkpoint.policy != policy_name:
+        raise CheckpointError(f"{run} is a run of {checkpoint.policy}, expected {policy_name}: name that policy")
+    config = checkpoint.training["config"]
+    train = TrainConfig(
+        **{**config, "data": Path(config["data"]), "out": Path(run), "observe": tuple(config["observe"])}
+    )
+    store = EpisodeStore(train.data)
+    sampler = WindowSampler(
+        store, checkpoint.processor.observation_keys, checkpoint.config.chunk_len, train.frame_stride
+    )
+    if (then := checkpoint.training["data"]["episodes"]) != store.episodes:
+        raise CheckpointError(
+            f"{run} was trained on {then} episodes, {train.data} now has {store.episodes}: restore it"
+        )
+    return _run(checkpoint, checkpoint, train, store, sampler, report)
+
+
+def _run(
+    checkpoint: Checkpoint,
+    start: Checkpoint | None,
+    train: TrainConfig,
+    store: EpisodeStore,
+    sampler: WindowSampler,
+    report: Callable[[Report], None],
+) -> Path:
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    device = torch.device(_device(train.device))
+    torch.manual_seed(train.seed)  # of the initial weights; everything later has generators of its own
+    policy, average = checkpoint.build(), checkpoint.build()
+    state = TrainingState.of(policy.train(), average, train, device)
+    if start is not None:
+        state.restore(start)
+
+    with TrainingLog(train.out, state.step) as log:
+        waited = 0.0
+        while state.step < train.steps:
+            begun = time.perf_counter()
+            rng = np.random.default_rng([train.seed, state.step])
+            windows = sampler.draw(train.batch, rng)
+            observation = checkpoint.processor.observe(
+                windows.observation, [store.tasks[task] for task in windows.task], device
+            )
+            actions = checkpoint.processor.normalize_actions(windows.action, device)
+            is_pad = torch.from_numpy(windows.is_pad).to(device)
+            generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+            waited += time.perf_counter() - begun
+
+            rate = train.learning_rate * schedule(state.step, train.warmup_steps, train.steps)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            with _precision(device):
+                loss = policy.loss(observation, actions, is_pad, generator)  # pyright: ignore[reportCallIssue]
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(policy.parameters(), train.gradient_clip)
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            state.step += 1
+            _follow(state.average, policy, min(train.average_decay, state.step / (10 + state.step)))
+
+            last = state.step == train.steps
+            if last or state.step % train.log_every == 0:
+                if not math.isfinite(loss.item()):
+                    raise TrainingError(
+                        f"the loss is {loss.item()} at step {state.step}: the last checkpoint is kept; "
+                        "try a smaller learning rate"
+                    )
+                report(log.write(state.step, train.steps, loss.item(), float(norm), rate, waited))
+            if last or state.step % train.checkpoint_every == 0:
+                folder = train.out / "checkpoints" / f"step-{state.step:08d}"
+                if not folder.exists():
+                    replace(checkpoint, path=folder, step=state.step).save(state.tensors())
+    return train.out
+
+
+def schedule(step: int, warmup_steps: int, steps: int) -> float:
+    """The share of the full learning rate at `step`: linear to 1 over the warm-up, then half a cosine to 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, policy: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 − decay) · policy."""
+    torch._foreach_lerp_(list(average.parameters()), list(policy.parameters()), 1.0 - decay)
+
+
+def _precision(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 products on a GPU, float32 on the CPU; weights and sums stay float32 on both."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch sees no GPU: take --device auto")
+    return name
+
+
+def _plain(train: TrainConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(train), default=str))
