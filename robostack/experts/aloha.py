@@ -1,0 +1,214 @@
+"""Scripted experts for the ALOHA tasks, on the joint-controlled environment.
+
+An expert looks once at where the objects lie and plans the whole episode: fingertip waypoints for both arms, knots
+every 10 control steps between them, inverse kinematics at the knots (each from the one before, so that an arm stays on
+one branch), and a smooth curve through the joint angles. Waypoints and their times vary from episode to episode, but
+little: a policy sees joints and objects, no clock, and has to tell from them what comes next.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import gymnasium as gym
+import numpy as np
+
+from robostack.envs.aloha.cameras import Camera, image_key
+from robostack.envs.aloha.env import START_QPOS, AlohaEnv
+from robostack.experts.inverse_kinematics import ArmKinematics, Pose, Side
+
+EPISODE_STEPS = 400
+KNOT_STEPS = 10
+OPEN, CLOSED = 1.0, 0.0  # a closed command on an object wider than nothing is what grips it
+START_GRIPPER = 0.1
+_BASE_YAW = {"left": 0.0, "right": np.pi}  # the arms face each other
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    """Where a fingertip is to be at a control step.
+
+    Attributes:
+        step: control step at which it is reached.
+        position: (3,) metres, world frame.
+        pitch: radians, how far the gripper points down.
+        roll: radians about the gripper's own axis; 0 holds things between their sides, π/2 between top and bottom.
+        gripper: the command, 0 closed to 1 open.
+    """
+
+    step: int
+    position: np.ndarray
+    pitch: float
+    roll: float
+    gripper: float
+
+
+Plan = Callable[[np.ndarray, np.random.Generator], dict[Side, list[Waypoint]]]
+"""Waypoints of both arms from the start poses of the objects (7 · objects,) and a source of variation."""
+
+
+@dataclass(frozen=True)
+class AlohaExpert:
+    """Plays a plan."""
+
+    plan: Plan
+
+    def actions(self, env: AlohaEnv, generator: np.random.Generator) -> np.ndarray:
+        """The (400, 14) float32 actions for the episode that `env` has just been reset to."""
+        waypoints = self.plan(env.data.qpos[16:].copy(), generator)
+        arms = [_arm_actions(ArmKinematics(env.model, side), side, waypoints[side]) for side in ("left", "right")]
+        return np.concatenate(arms, axis=1).astype(np.float32)
+
+    def demonstrate(self, env: gym.Env, seed: int, cameras: Sequence[Camera] = ()) -> dict[str, np.ndarray]:
+        """Plays the episode of `seed`: see `Expert.demonstrate`."""
+        aloha = env.unwrapped
+        if not isinstance(aloha, AlohaEnv):
+            raise TypeError(f"expected an AlohaEnv, came {type(aloha).__name__}")
+        observation, _ = env.reset(seed=seed)
+        # A stream of its own, so that the start of an episode does not depend on who plays it.
+        actions = self.actions(aloha, np.random.default_rng([seed, 1]))
+        episode: dict[str, list[np.ndarray]] = {}
+        rewards = np.zeros(len(actions), dtype=np.float32)
+        for step, action in enumerate(actions):
+            seen = dict(observation) | {image_key(camera): aloha.render_camera(camera) for camera in cameras}
+            for key, value in seen.items():
+                episode.setdefault(key, []).append(value)
+            observation, rewards[step], *_ = env.step(action)
+        recorded = {key: np.stack(values) for key, values in episode.items()}
+        return recorded | {"action": actions, "next.reward": rewards, "next.success": rewards == 4}
+
+
+def plan_transfer_cube(objects: np.ndarray, generator: np.random.Generator) -> dict[Side, list[Waypoint]]:
+    """The right arm lifts the cube and holds it out; the left arm takes it from the other side, above and below."""
+    cube = np.array([*objects[:2], 0.02])
+    above, grasp, closed, lifted, met, left_closed, released, apart = _times(
+        generator, (60, 35, 18, 30, 55, 18, 14, 40)
+    )
+    meet = np.array([0.0, 0.5, 0.25]) + generator.uniform(-0.01, 0.01, 3)
+    hover = cube + [0, 0, 0.10] + generator.uniform(-0.01, 0.01, 3)
+    pick = cube + generator.uniform(-0.003, 0.003, 3)
+    wait = meet + [-0.10, 0, 0] + generator.uniform(-0.01, 0.01, 3)
+    down, level = np.pi / 3, 0.0
+
+    def right(step: int, position: np.ndarray, gripper: float) -> Waypoint:
+        return Waypoint(step, position, down, 0.0, gripper)
+
+    def left(step: int, position: np.ndarray, gripper: float) -> Waypoint:
+        return Waypoint(step, position, level, np.pi / 2, gripper)
+
+    return {
+        "right": [
+            right(above, hover, OPEN),
+            right(grasp, pick, OPEN),
+            right(closed, pick, CLOSED),
+            right(lifted, pick + [0, 0, 0.12], CLOSED),
+            right(met, meet, CLOSED),
+            right(left_closed, meet, CLOSED),
+            right(released, meet, OPEN),
+            right(apart, meet + [0.12, 0, 0.06], OPEN),
+        ],
+        "left": [
+            left(grasp, wait, OPEN),
+            left(lifted, wait, OPEN),
+            left(met, meet + [-0.005, 0, 0], OPEN),
+            left(left_closed, meet + [-0.005, 0, 0], CLOSED),
+            left(released, meet + [-0.005, 0, 0], CLOSED),
+            left(apart, meet + [-0.08, 0, 0], CLOSED),
+        ],
+    }
+
+
+def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[Side, list[Waypoint]]:
+    """The right arm takes the peg, the left arm the socket; they meet in the air and push together."""
+    starts: dict[Side, np.ndarray] = {"right": objects[:2], "left": objects[7:9]}
+    above, grasp, closed, lifted, facing, inserted = _times(generator, (60, 35, 18, 30, 45, 60))
+    meet = np.array([0.0, 0.5, 0.20]) + generator.uniform(-0.01, 0.01, 3)
+    down = np.pi / 3
+    waypoints: dict[Side, list[Waypoint]] = {}
+    for side, outward in (("left", -1.0), ("right", 1.0)):
+        pick = np.array([*starts[side], 0.02]) + generator.uniform(-0.003, 0.003, 3)
+        hover = pick + [0, 0, 0.10] + generator.uniform(-0.01, 0.01, 3)
+        path = (
+            (above, hover, OPEN),
+            (grasp, pick, OPEN),
+            (closed, pick, CLOSED),
+            (lifted, pick + [0, 0, 0.12], CLOSED),
+            (facing, meet + [outward * 0.10, 0, 0], CLOSED),
+            # The peg meets the pin at 0.05: the rest presses, so that the two stay together.
+            (inserted, meet + [outward * 0.043, 0, 0], CLOSED),
+        )
+        waypoints[side] = [Waypoint(step, position, down, 0.0, gripper) for step, position, gripper in path]
+    return waypoints
+
+
+def _times(generator: np.random.Generator, durations: Sequence[int]) -> list[int]:
+    """The control steps at which phases of about these durations end, each up to a tenth shorter or longer."""
+    varied = np.array(durations) * generator.uniform(0.9, 1.1, len(durations))
+    return np.cumsum(varied).round().astype(int).tolist()
+
+
+def _arm_actions(arm: ArmKinematics, side: Side, waypoints: list[Waypoint]) -> np.ndarray:
+    """(400, 7): joint targets and gripper commands that pass the waypoints, and then hold the last one."""
+    joints = START_QPOS[:6]
+    start = arm.forward(joints)
+    pitch = float(np.arcsin(-start.rotation[2, 0]))
+    passed = Waypoint(0, start.position, pitch, 0.0, START_GRIPPER)
+    steps, knots = [0], [np.append(joints, START_GRIPPER)]
+    for waypoint in waypoints:
+        count = max(1, round((waypoint.step - passed.step) / KNOT_STEPS))
+        for fraction in np.arange(1, count + 1) / count:
+            between = _interpolate(passed, waypoint, fraction)
+            joints = arm.inverse(_pose(between, side), start=joints)
+            steps.append(between.step)
+            knots.append(np.append(joints, between.gripper))
+        passed = waypoint
+    return monotone_cubic(np.array(steps), np.array(knots), np.arange(1, EPISODE_STEPS + 1))
+
+
+def _interpolate(first: Waypoint, last: Waypoint, fraction: float) -> Waypoint:
+    """The waypoint between two; the hand sets off and arrives gently, the gripper moves evenly."""
+    eased = fraction**2 * (3 - 2 * fraction)
+    return replace(
+        last,
+        step=round(first.step + fraction * (last.step - first.step)),
+        position=first.position + eased * (last.position - first.position),
+        pitch=first.pitch + eased * (last.pitch - first.pitch),
+        roll=first.roll + eased * (last.roll - first.roll),
+        gripper=first.gripper + fraction * (last.gripper - first.gripper),
+    )
+
+
+def _pose(waypoint: Waypoint, side: Side) -> Pose:
+    """The gripper points from the base over the table, then down by the pitch, then turns about its own axis."""
+    yaw, pitch, roll = _BASE_YAW[side], waypoint.pitch, waypoint.roll
+    about_z = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
+    about_y = np.array([[np.cos(pitch), 0, np.sin(pitch)], [0, 1, 0], [-np.sin(pitch), 0, np.cos(pitch)]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(roll), -np.sin(roll)], [0, np.sin(roll), np.cos(roll)]])
+    return Pose(waypoint.position, about_z @ about_y @ about_x)
+
+
+def monotone_cubic(times: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Smooth curves through knots that never overshoot them (Fritsch & Carlson 1980); constant outside.
+
+    Args:
+        times: (knots,) increasing.
+        values: (knots, dimensions).
+        at: (points,) times to evaluate at.
+
+    Returns:
+        (points, dimensions).
+    """
+    width = np.diff(times)[:, None]
+    secant = np.diff(values, axis=0) / width
+    # Slope at an inner knot: the harmonic mean of the secants on both sides, or 0 where they change direction.
+    product, total = secant[:-1] * secant[1:], secant[:-1] + secant[1:]
+    inner = np.where(product > 0, 2 * product / np.where(product > 0, total, 1), 0.0)
+    slope = np.concatenate([np.zeros_like(values[:1]), inner, np.zeros_like(values[:1])])
+    i = np.clip(np.searchsorted(times, at, side="right") - 1, 0, len(width) - 1)
+    h = width[i]
+    s = np.clip((at[:, None] - times[i, None]) / h, 0, 1)
+    return (
+        values[i] * (1 + 2 * s) * (1 - s) ** 2
+        + values[i + 1] * s**2 * (3 - 2 * s)
+        + h * slope[i] * s * (1 - s) ** 2
+        - h * slope[i + 1] * s**2 * (1 - s)
+    )
