@@ -20,7 +20,8 @@ EPISODE_STEPS = 400
 KNOT_STEPS = 10
 OPEN, CLOSED = 1.0, 0.0  # a closed command on an object wider than nothing is what grips it
 START_GRIPPER = 0.1
-_BASE_YAW = {"left": 0.0, "right": np.pi}  # the arms face each other
+PICK_PITCH = np.radians(75)  # nearly straight down: at 60 degrees the wrist is nearly straight, where it flips
+_BASES: dict[Side, np.ndarray] = {"left": np.array([-0.469, 0.5]), "right": np.array([0.469, 0.5])}  # x, y; metres
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Waypoint:
         step: control step at which it is reached.
         position: (3,) metres, world frame.
         pitch: radians, how far the gripper points down.
+        alignment: heading of the gripper; 0 keeps it in the plane of the arm, where the wrist needs no twist, 1 turns
+            it parallel to the world's x axis, as the objects lie.
         roll: radians about the gripper's own axis; 0 holds things between their sides, π/2 between top and bottom.
         gripper: the command, 0 closed to 1 open.
     """
@@ -38,6 +41,7 @@ class Waypoint:
     step: int
     position: np.ndarray
     pitch: float
+    alignment: float
     roll: float
     gripper: float
 
@@ -80,39 +84,39 @@ class AlohaExpert:
 def plan_transfer_cube(objects: np.ndarray, generator: np.random.Generator) -> dict[Side, list[Waypoint]]:
     """The right arm lifts the cube and holds it out; the left arm takes it from the other side, above and below."""
     cube = np.array([*objects[:2], 0.02])
-    above, grasp, closed, lifted, met, left_closed, released, apart = _times(
-        generator, (60, 35, 18, 30, 55, 18, 14, 40)
+    above, grasp, closed, lifted, offered, met, left_closed, released, apart = _times(
+        generator, (60, 35, 18, 25, 45, 30, 18, 14, 40)
     )
     meet = np.array([0.0, 0.5, 0.25]) + generator.uniform(-0.01, 0.01, 3)
-    hover = cube + [0, 0, 0.10] + generator.uniform(-0.01, 0.01, 3)
+    hover = cube + np.array([0, 0, 0.10]) + generator.uniform(-0.01, 0.01, 3)
     pick = cube + generator.uniform(-0.003, 0.003, 3)
-    wait = meet + [-0.10, 0, 0] + generator.uniform(-0.01, 0.01, 3)
-    down, level = np.pi / 3, 0.0
+    take = meet + np.array([0.008, 0, 0])  # a little deeper than the middle: a firmer grip
+    wait = meet + np.array([-0.10, 0, 0]) + generator.uniform(-0.01, 0.01, 3)
 
-    def right(step: int, position: np.ndarray, gripper: float) -> Waypoint:
-        return Waypoint(step, position, down, 0.0, gripper)
+    def right(step: int, position: np.ndarray, gripper: float, alignment: float = 1.0) -> Waypoint:
+        return Waypoint(step, position, PICK_PITCH, alignment, 0.0, gripper)
 
     def left(step: int, position: np.ndarray, gripper: float) -> Waypoint:
-        return Waypoint(step, position, level, np.pi / 2, gripper)
+        return Waypoint(step, position, 0.0, 0.0, np.pi / 2, gripper)
 
     return {
         "right": [
-            right(above, hover, OPEN),
+            right(above, hover, OPEN, alignment=0.0),
             right(grasp, pick, OPEN),
             right(closed, pick, CLOSED),
-            right(lifted, pick + [0, 0, 0.12], CLOSED),
-            right(met, meet, CLOSED),
+            right(lifted, pick + np.array([0, 0, 0.12]), CLOSED),
+            right(offered, meet, CLOSED),
             right(left_closed, meet, CLOSED),
             right(released, meet, OPEN),
-            right(apart, meet + [0.12, 0, 0.06], OPEN),
+            right(apart, meet + np.array([0.12, 0, 0.06]), OPEN),
         ],
         "left": [
             left(grasp, wait, OPEN),
-            left(lifted, wait, OPEN),
-            left(met, meet + [-0.005, 0, 0], OPEN),
-            left(left_closed, meet + [-0.005, 0, 0], CLOSED),
-            left(released, meet + [-0.005, 0, 0], CLOSED),
-            left(apart, meet + [-0.08, 0, 0], CLOSED),
+            left(offered, wait, OPEN),  # between the right arm's fingers is room only once they stand still
+            left(met, take, OPEN),
+            left(left_closed, take, CLOSED),
+            left(released, take, CLOSED),
+            left(apart, meet + np.array([-0.08, 0, 0]), CLOSED),
         ],
     }
 
@@ -122,21 +126,22 @@ def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[
     starts: dict[Side, np.ndarray] = {"right": objects[:2], "left": objects[7:9]}
     above, grasp, closed, lifted, facing, inserted = _times(generator, (60, 35, 18, 30, 45, 60))
     meet = np.array([0.0, 0.5, 0.20]) + generator.uniform(-0.01, 0.01, 3)
-    down = np.pi / 3
     waypoints: dict[Side, list[Waypoint]] = {}
     for side, outward in (("left", -1.0), ("right", 1.0)):
         pick = np.array([*starts[side], 0.02]) + generator.uniform(-0.003, 0.003, 3)
-        hover = pick + [0, 0, 0.10] + generator.uniform(-0.01, 0.01, 3)
+        hover = pick + np.array([0, 0, 0.10]) + generator.uniform(-0.01, 0.01, 3)
         path = (
-            (above, hover, OPEN),
-            (grasp, pick, OPEN),
-            (closed, pick, CLOSED),
-            (lifted, pick + [0, 0, 0.12], CLOSED),
-            (facing, meet + [outward * 0.10, 0, 0], CLOSED),
+            (above, hover, 0.0, OPEN),
+            (grasp, pick, 1.0, OPEN),
+            (closed, pick, 1.0, CLOSED),
+            (lifted, pick + np.array([0, 0, 0.12]), 1.0, CLOSED),
+            (facing, meet + np.array([outward * 0.10, 0, 0]), 1.0, CLOSED),
             # The peg meets the pin at 0.05: the rest presses, so that the two stay together.
-            (inserted, meet + [outward * 0.043, 0, 0], CLOSED),
+            (inserted, meet + np.array([outward * 0.043, 0, 0]), 1.0, CLOSED),
         )
-        waypoints[side] = [Waypoint(step, position, down, 0.0, gripper) for step, position, gripper in path]
+        waypoints[side] = [
+            Waypoint(step, position, PICK_PITCH, alignment, 0.0, gripper) for step, position, alignment, gripper in path
+        ]
     return waypoints
 
 
@@ -151,7 +156,7 @@ def _arm_actions(arm: ArmKinematics, side: Side, waypoints: list[Waypoint]) -> n
     joints = START_QPOS[:6]
     start = arm.forward(joints)
     pitch = float(np.arcsin(-start.rotation[2, 0]))
-    passed = Waypoint(0, start.position, pitch, 0.0, START_GRIPPER)
+    passed = Waypoint(0, start.position, pitch, alignment=0.0, roll=0.0, gripper=START_GRIPPER)
     steps, knots = [0], [np.append(joints, START_GRIPPER)]
     for waypoint in waypoints:
         count = max(1, round((waypoint.step - passed.step) / KNOT_STEPS))
@@ -172,15 +177,20 @@ def _interpolate(first: Waypoint, last: Waypoint, fraction: float) -> Waypoint:
         step=round(first.step + fraction * (last.step - first.step)),
         position=first.position + eased * (last.position - first.position),
         pitch=first.pitch + eased * (last.pitch - first.pitch),
+        alignment=first.alignment + eased * (last.alignment - first.alignment),
         roll=first.roll + eased * (last.roll - first.roll),
         gripper=first.gripper + fraction * (last.gripper - first.gripper),
     )
 
 
 def _pose(waypoint: Waypoint, side: Side) -> Pose:
-    """The gripper points from the base over the table, then down by the pitch, then turns about its own axis."""
-    yaw, pitch, roll = _BASE_YAW[side], waypoint.pitch, waypoint.roll
-    about_z = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
+    """The fingertip pose: heading about the vertical, then down by the pitch, then about the gripper's own axis."""
+    reach = waypoint.position[:2] - _BASES[side]
+    facing = 0.0 if side == "left" else np.pi  # the arms face each other
+    outward = np.array([np.cos(facing), np.sin(facing)])
+    in_plane = np.arctan2(outward[0] * reach[1] - outward[1] * reach[0], outward @ reach)
+    heading, pitch, roll = facing + (1 - waypoint.alignment) * in_plane, waypoint.pitch, waypoint.roll
+    about_z = np.array([[np.cos(heading), -np.sin(heading), 0], [np.sin(heading), np.cos(heading), 0], [0, 0, 1]])
     about_y = np.array([[np.cos(pitch), 0, np.sin(pitch)], [0, 1, 0], [-np.sin(pitch), 0, np.cos(pitch)]])
     about_x = np.array([[1, 0, 0], [0, np.cos(roll), -np.sin(roll)], [0, np.sin(roll), np.cos(roll)]])
     return Pose(waypoint.position, about_z @ about_y @ about_x)
