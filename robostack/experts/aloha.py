@@ -123,26 +123,33 @@ def plan_transfer_cube(objects: np.ndarray, generator: np.random.Generator) -> d
 
 def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[Side, list[Waypoint]]:
     """The right arm takes the peg, the left arm the socket; they meet in the air and push together."""
-    starts: dict[Side, np.ndarray] = {"right": objects[:2], "left": objects[7:9]}
-    above, grasp, closed, lifted, facing, inserted = _times(generator, (60, 35, 18, 30, 45, 60))
+    above, grasp, closed, lifted, facing, inserted = _times(generator, (60, 35, 18, 25, 45, 50))
     meet = np.array([0.0, 0.5, 0.20]) + generator.uniform(-0.01, 0.01, 3)
-    waypoints: dict[Side, list[Waypoint]] = {}
-    for side, outward in (("left", -1.0), ("right", 1.0)):
-        pick = np.array([*starts[side], 0.02]) + generator.uniform(-0.003, 0.003, 3)
+
+    def arm(lying: np.ndarray, grip: np.ndarray, outward: np.ndarray) -> list[Waypoint]:
+        """Takes an object at `grip` from its centre, so that its centre comes to where the two meet."""
+        grip = grip + generator.uniform(-1, 1, 3) * [0.003, 0.003, 0.002]
+        pick = lying + grip
         hover = pick + np.array([0, 0, 0.10]) + generator.uniform(-0.01, 0.01, 3)
         path = (
             (above, hover, 0.0, OPEN),
             (grasp, pick, 1.0, OPEN),
             (closed, pick, 1.0, CLOSED),
             (lifted, pick + np.array([0, 0, 0.12]), 1.0, CLOSED),
-            (facing, meet + np.array([outward * 0.10, 0, 0]), 1.0, CLOSED),
+            (facing, meet + grip + 0.10 * outward, 1.0, CLOSED),
             # The peg meets the pin at 0.05: the rest presses, so that the two stay together.
-            (inserted, meet + np.array([outward * 0.043, 0, 0]), 1.0, CLOSED),
+            (inserted, meet + grip + 0.043 * outward, 1.0, CLOSED),
         )
-        waypoints[side] = [
+        return [
             Waypoint(step, position, PICK_PITCH, alignment, 0.0, gripper) for step, position, alignment, gripper in path
         ]
-    return waypoints
+
+    peg, socket = np.array([*objects[:2], 0.01]), np.array([*objects[7:9], 0.022])
+    return {
+        # The peg is thin: between the tips it holds, 6 mm higher up in the hand the fingers close without it.
+        "right": arm(peg, grip=np.array([0, 0, 0.014]), outward=np.array([1, 0, 0])),
+        "left": arm(socket, grip=np.array([0, 0, -0.002]), outward=np.array([-1, 0, 0])),
+    }
 
 
 def _times(generator: np.random.Generator, durations: Sequence[int]) -> list[int]:
