@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, assert_never
 
 import torch
@@ -41,7 +42,7 @@ class GaussianPath(ABC):
         """α_t, σ_t and their derivatives in t, each of t's shape."""
 
     def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
-        """The point at time t between noise x_0 and data x_1; t is (batch,) or, for a time each token, (batch, tokens)."""
+        """The point at time t between noise x_0 and data x_1; t is (batch,) or (batch, tokens), a time each token."""
         alpha, sigma, d_alpha, d_sigma = self._expanded(t, x_1)
         return PathSample(x_0, x_1, t, alpha * x_1 + sigma * x_0, d_alpha * x_1 + d_sigma * x_0)
 
@@ -90,7 +91,7 @@ def integrate(field: Field, x: Tensor, times: Float[Tensor, " points"], method: 
     `euler` asks the field once a step. `heun` (second order) asks twice, but takes a last step that ends at t = 1 as
     Euler, where a velocity made from a data prediction has no value (as in EDM, arXiv 2206.00364, algorithm 1).
     """
-    for start, end in zip(times[:-1], times[1:], strict=True):
+    for start, end in pairwise(times):
         step = end - start
         velocity = field(x, start.expand(x.shape[0]))
         if method == "heun" and end < 1.0:

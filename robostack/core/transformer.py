@@ -103,7 +103,7 @@ class Block(nn.Module):
         heads: list[tuple[Tensor, Tensor, Tensor]] = []
         for index in present:
             normed, gates[index] = self.attention_norms[index](streams[index], conditions[index])
-            heads.append(self.projections[index].heads(normed))
+            heads.append(self._projections(index).heads(normed))
         query, key, value = (_joined(parts) for parts in zip(*heads, strict=True))
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         own = (key, value)
@@ -114,10 +114,15 @@ class Block(nn.Module):
         outputs = list(streams)
         lengths = [part[0].shape[2] for part in heads]
         for index, part in zip(present, attended.split(lengths, dim=1), strict=True):
-            x = _add(streams[index], self.projections[index].output(part), gates[index])
+            x = _add(streams[index], self._projections(index).output(part), gates[index])
             normed, gate = self.feed_forward_norms[index](x, conditions[index])
             outputs[index] = _add(x, self.feed_forwards[index](normed), gate)
         return outputs, own
+
+    def _projections(self, stream: int) -> Projections:
+        projections = self.projections[stream]
+        assert isinstance(projections, Projections)  # what a ModuleList's type forgets
+        return projections
 
 
 class Projections(nn.Module):

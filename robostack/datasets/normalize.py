@@ -7,14 +7,10 @@ Statistics are computed once from the training data and live in the checkpoint: 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
-
-Values = TypeVar("Values", np.ndarray, torch.Tensor)
 
 # A joint that the demonstrations hardly move has a deviation near 0: dividing by it turns noise into huge values
 # and a small prediction error into none at all. 1e-2 of a radian, metre or gripper opening counts as still.
@@ -54,19 +50,14 @@ class Normalizer:
             warnings.warn(f"{key}: {', '.join(still)} hardly vary; scale floored at {SMALLEST_SCALE}", stacklevel=2)
         return Normalizer(statistics.mean, tuple(max(std, SMALLEST_SCALE) for std in statistics.std))
 
-    def forward(self, values: Values) -> Values:
+    def forward[Values: (np.ndarray, torch.Tensor)](self, values: Values) -> Values:
         return (values - _like(self.offset, values)) / _like(self.scale, values)
 
-    def inverse(self, values: Values) -> Values:
+    def inverse[Values: (np.ndarray, torch.Tensor)](self, values: Values) -> Values:
         return values * _like(self.scale, values) + _like(self.offset, values)
 
 
-def _like(numbers: tuple[float, ...], values: Values) -> Values:
+def _like[Values: (np.ndarray, torch.Tensor)](numbers: tuple[float, ...], values: Values) -> Values:
     if isinstance(values, torch.Tensor):
         return torch.tensor(numbers, dtype=values.dtype, device=values.device)
     return np.asarray(numbers, dtype=values.dtype)
-
-
-def statistics_of(columns: Mapping[str, np.ndarray]) -> dict[str, Statistics]:
-    """Statistics of every numeric column (N, D)."""
-    return {key: Statistics.of(rows) for key, rows in columns.items()}

@@ -59,6 +59,7 @@ class EpisodeWriter:
         if "action" not in features:
             raise DataError(f"a data set needs the feature 'action', got {sorted(features)}")
         self._tasks: list[str] = []
+        self._provenance = dict(provenance or {})
         self._arrays: dict[str, zarr.Array] = {}
         self._episodes = self._frames = 0
         self._group = zarr.create_group(
@@ -67,7 +68,7 @@ class EpisodeWriter:
                 "format": FORMAT,
                 "fps": fps,
                 "features": {key: asdict(feature) for key, feature in features.items()},
-                "provenance": dict(provenance or {}),
+                "provenance": self._provenance,
                 "tasks": [],
                 "episodes": 0,
             },
@@ -83,9 +84,12 @@ class EpisodeWriter:
             key, shape=(0, *shape), chunks=(rows, *shape), dtype=dtype, config={"write_empty_chunks": True}
         )
 
-    def append(self, episode: Mapping[str, np.ndarray], task: str) -> int:
-        """Writes one episode of arrays (T, *feature.shape); gives its index. Raises DataError and writes nothing if
-        a feature is missing, unknown, of another shape or length, or not finite."""
+    def append(
+        self, episode: Mapping[str, np.ndarray], task: str, provenance: Mapping[str, Any] | None = None
+    ) -> int:
+        """Writes one episode of arrays (T, *feature.shape); gives its index. Entries of `provenance` replace those of
+        the data set. Raises DataError and writes nothing if a feature is missing, unknown, of another shape or length,
+        or not finite."""
         length = _check_episode(episode, self.features)
         start, end = self._frames, self._frames + length
         for key in self.features:
@@ -94,7 +98,10 @@ class EpisodeWriter:
             self._tasks.append(task)
         self._extend("episode_ends", self._episodes, np.array([end]))
         self._extend("episode_task", self._episodes, np.array([self._tasks.index(task)]))
-        self._group.update_attributes({"tasks": self._tasks, "episodes": self._episodes + 1})
+        self._provenance |= provenance or {}
+        self._group.update_attributes(
+            {"tasks": self._tasks, "provenance": self._provenance, "episodes": self._episodes + 1}
+        )
         self._episodes, self._frames = self._episodes + 1, end
         return self._episodes - 1
 
@@ -174,7 +181,7 @@ class EpisodeStore:
             array = self._group[key]
         except (KeyError, ValueError) as error:
             raise DataError(
-                f"{self.path} is truncated: the array {key} is missing or unreadable; restore it"
+                f"{self.path} is truncated: array {key} is missing or unreadable; restore it"
             ) from error
         assert isinstance(array, zarr.Array)
         return array

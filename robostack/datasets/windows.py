@@ -45,8 +45,8 @@ class WindowSampler:
         if not len(lengths) or lengths.max() < chunk_len:
             longest = int(lengths.max()) if len(lengths) else 0
             raise DataError(
-                f"{store.path} has too few frames for a chunk of {chunk_len} actions: its longest episode has {longest}; "
-                "record longer episodes or train with a smaller chunk_len"
+                f"{store.path} has too few frames for a chunk of {chunk_len} actions: its longest episode has "
+                f"{longest}; record longer episodes or train with a smaller chunk_len"
             )
         self._store, self._keys, self._chunk_len = store, tuple(observation_keys), chunk_len
         self._frames = np.arange(0, store.frames, frame_stride)

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from robostack.experts import make_expert
 from robostack.policies.checkpoint import Checkpoint
 
 
@@ -56,3 +57,19 @@ class PolicyActor:
         batch = {key: observation[key][None] for key in self._processor.observation_keys if key in observation}
         chunk = self._policy.sample(self._processor.observe(batch, [self._task], self._device), self._generator)
         return self._processor.denormalize_actions(chunk)[0, : self.execute_len]
+
+
+class ExpertActor:
+    """The environment's scripted expert, which plans the whole episode at its start."""
+
+    cameras: Mapping[str, tuple[int, int]] = {}
+
+    def __init__(self, env_name: str) -> None:
+        self._expert = make_expert(env_name)
+        self._plan = np.zeros((0, 0))
+
+    def begin(self, env: gym.Env, seed: int) -> None:
+        self._plan = self._expert.plan_episode(env, seed)
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self._plan

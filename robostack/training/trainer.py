@@ -74,12 +74,8 @@ class TrainingState:
                 continue  # a parameter that never had a gradient has no state
             if missing := [key for key in keys if key not in stored]:
                 raise CheckpointError(f"{checkpoint.path}/optimizer.safetensors lacks {missing[0]}: use another one")
-            self.optimizer.state[parameter] = {
-                key: stored[f"{name}.{key}"].to(
-                    "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device
-                )
-                for key in ADAM_STATE
-            }
+            # On the CPU the fused optimiser keeps its step counter there too; on a GPU, with the parameter.
+            self.optimizer.state[parameter] = {key: stored[f"{name}.{key}"].to(parameter.device) for key in ADAM_STATE}
         self.step = checkpoint.step
 
 
@@ -196,7 +192,9 @@ def schedule(step: int, warmup_steps: int, steps: int) -> float:
 @torch.no_grad()
 def _follow(average: nn.Module, policy: nn.Module, decay: float) -> None:
     """average ← decay · average + (1 − decay) · policy."""
-    torch._foreach_lerp_(list(average.parameters()), list(policy.parameters()), 1.0 - decay)
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        list(average.parameters()), list(policy.parameters()), 1.0 - decay
+    )
 
 
 def _precision(device: torch.device) -> AbstractContextManager[object]:

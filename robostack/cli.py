@@ -1,0 +1,259 @@
+"""`robostack <verb>`: the one entry point. Flags come from the dataclasses of each verb's settings.
+
+Nothing heavy is imported before a verb is known, so that `--help` and wrong names answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+# People read standard error; standard output is for results, and with --json for JSON lines alone.
+console = Console(stderr=True)
+Json = Annotated[bool, arg(help="Print JSON lines on standard output, and nothing else there.")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a verb; returns 0 when it did what was asked, else after a line that says why not."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _usage()
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        return _fail(f"robostack: unknown verb {verb!r}: expected one of {', '.join(VERBS)}", 2)
+    try:
+        return VERBS[verb][0](rest)
+    except KeyboardInterrupt:
+        return _fail(f"robostack {verb}: interrupted; what was finished is kept", 130)
+    except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+        if os.environ.get("ROBOSTACK_DEBUG"):
+            raise
+        return _fail(f"robostack {verb}: {' '.join(str(error).split())}", 1)
+
+
+def collect(arguments: list[str]) -> int:
+    """robostack collect: demonstrations from the environment's expert."""
+    from robostack.datasets.store import EpisodeStore
+    from robostack.experts.collect import CollectConfig, Collected, spread
+    from robostack.experts.collect import collect as run
+    from robostack.progress import progress
+
+    config = _parse("collect", CollectConfig, arguments)
+    with progress(console) as bar:
+        task = bar.add_task("collecting", total=config.episodes, note="")
+
+        def report(done: Collected) -> None:
+            bar.update(task, completed=done.kept, note=f"{done.failed} failed")
+
+        done = run(config, report)
+    console.print(f"{config.out}: {done.kept} episodes kept, {done.failed} failed")
+    entries = spread(EpisodeStore(config.out))
+    table = Table("action", "std over episodes", "largest step", title="Spread", title_justify="left")
+    for entry in entries:
+        mark = "  [red]two branches[/]" if entry.branches else ""
+        table.add_row(entry.name, f"{entry.largest_std:.3f}{mark}", f"{entry.largest_step:.3f}")
+    console.print(table)
+    if branching := [entry.name for entry in entries if entry.branches]:
+        console.print(
+            f"warning: {', '.join(branching)} takes different branches in different episodes; a policy trained on "
+            "this averages between them",
+            style="yellow",
+        )
+    return 0
+
+
+def train(arguments: list[str]) -> int:
+    """robostack train POLICY: a policy from demonstrations; --resume RUN continues."""
+    from robostack.policies.checkpoint import POLICIES
+    from robostack.training.config import TrainConfig
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        console.print(f"usage: robostack train POLICY --data D --out RUN; policies: {', '.join(POLICIES)}")
+        return 0 if arguments else 2
+    policy, rest = arguments[0], arguments[1:]
+    if policy not in POLICIES:
+        raise ValueError(f"unknown policy {policy!r}: expected one of {', '.join(POLICIES)}")
+    if rest[:1] == ["--resume"]:
+        if len(rest) != 2:
+            raise ValueError("--resume takes the folder of a run and nothing else: its settings are its own")
+        from robostack.training.trainer import resume
+
+        return _train(Path(rest[1]), lambda report: resume(Path(rest[1]), policy, report))
+
+    settings = make_dataclass(
+        "Train",
+        [
+            ("train", Annotated[TrainConfig, OmitArgPrefixes]),
+            ("policy", POLICIES[policy][0], field(default_factory=POLICIES[policy][0])),
+        ],
+        frozen=True,
+    )
+    config = _parse(f"train {policy}", settings, rest)
+    from robostack.training.trainer import train as run
+
+    return _train(config.train.out, lambda report: run(policy, config.policy, config.train, report))
+
+
+def _train(out: Path, run: Callable[[Callable[[Any], None]], Path]) -> int:
+    from robostack.extras import is_installed
+    from robostack.progress import progress
+
+    if not is_installed("tensorboard"):
+        console.print("no TensorBoard curves: pip install 'robostack[tensorboard]'; log.jsonl has the same numbers")
+    with progress(console) as bar:
+        task = bar.add_task("training", total=None, note="")
+
+        def report(done: Any) -> None:
+            note = f"loss {done.loss:.4f}, {done.steps_per_s:.1f} steps/s, waits for data {done.data_wait:.0%}"
+            bar.update(task, total=done.steps, completed=done.step, note=note)
+
+        run(report)
+    console.print(f"trained: {out}; next: robostack eval {out} --env E")
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """robostack eval RUN: success with its interval, per-episode JSON, videos, a report page."""
+    from robostack.evaluation.evaluate import EvalConfig
+    from robostack.evaluation.evaluate import evaluate as run
+    from robostack.progress import progress
+
+    settings = make_dataclass(
+        "Evaluate",
+        [
+            ("run", Annotated[Positional[str], arg(help='Run or checkpoint; "expert" for the environment\'s expert.')]),
+            ("config", Annotated[EvalConfig, OmitArgPrefixes]),
+            ("json", Json, False),
+        ],
+        frozen=True,
+    )
+    config = _parse("eval", settings, arguments)
+    with progress(console) as bar:
+        task = bar.add_task("evaluating", total=config.config.episodes, note="")
+        succeeded = 0
+
+        def report(episode: Any) -> None:
+            nonlocal succeeded
+            succeeded += episode.success
+            bar.update(task, advance=1, note=f"{succeeded} succeeded")
+
+        evaluation = run(config.run, config.config, report)
+    if config.json:
+        _print_json([evaluation.summary])
+    else:
+        _print_evaluation(evaluation.summary)
+    console.print(f"report: {evaluation.folder / 'report.html'}")
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    """robostack demo: the main job, end to end, on the CPU."""
+    from robostack.recipes import aloha_transfer_cube
+
+    settings = make_dataclass(
+        "Demo", [("out", Annotated[Path, arg(help="Folder for data, run and report; must not exist.")], Path("demo"))]
+    )
+    out: Path = _parse("demo", settings, arguments).out
+    if out.exists():
+        raise FileExistsError(f"{out} already exists: choose another folder with --out or remove it first")
+    for verb, flags in aloha_transfer_cube(out).commands():
+        console.rule(f"robostack {verb} {' '.join(flags)}", align="left")
+        if code := VERBS[verb][0](flags):
+            return code
+    return 0
+
+
+def bench(arguments: list[str]) -> int:
+    """robostack bench WHAT: measurements, as JSON lines."""
+    benches: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {"env": _bench_env}
+    what = Annotated[Positional[str], arg(help=f"What to measure: {', '.join(benches)}.")]
+    settings = _parse("bench", make_dataclass("Bench", [("what", what), ("json", Json, False)]), arguments)
+    if settings.what not in benches:
+        raise ValueError(f"unknown bench {settings.what!r}: expected one of {', '.join(benches)}")
+    for measurement in benches[settings.what]():
+        if settings.json:
+            _print_json([measurement])
+        else:
+            text = "{bench} {case}: {value:.4g} {unit}, {peer} {peer_value:.4g}: {ratio:.2f} times as good"
+            console.print(text.format(**measurement), highlight=False)
+    return 0
+
+
+def _bench_env() -> Iterable[Mapping[str, Any]]:
+    from robostack.evaluation.bench_env import bench_env
+
+    return bench_env()
+
+
+def doctor(arguments: list[str]) -> int:
+    """robostack doctor: versions, GL backend, accelerators, decoders, and a 5 s self-test."""
+    from robostack.doctor import collect_report, print_report
+
+    as_json = _parse("doctor", make_dataclass("Doctor", [("json", Json, False)]), arguments).json
+    report = collect_report()
+    if as_json:
+        _print_json([report])
+    else:
+        print_report(report, console)
+    return 0 if report["ok"] else 1
+
+
+VERBS: Mapping[str, tuple[Callable[[list[str]], int], str]] = {
+    "demo": (demo, "the main job, end to end, on the CPU"),
+    "collect": (collect, "demonstrations from the environment's expert"),
+    "train": (train, "a policy from demonstrations; --resume RUN continues"),
+    "eval": (evaluate, "success with its interval, per-episode JSON, videos, a report page"),
+    "bench": (bench, "measurements, as JSON lines"),
+    "doctor": (doctor, "versions, GL backend, accelerators, decoders, and a 5 s self-test"),
+}
+
+
+def _parse(verb: str, settings: Any, arguments: list[str]) -> Any:
+    return tyro.cli(settings, prog=f"robostack {verb}", args=arguments, description=VERBS[verb.split()[0]][1])
+
+
+def _fail(line: str, code: int) -> int:
+    console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
+    for line in lines:
+        sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def _print_evaluation(summary: Mapping[str, Any]) -> None:
+    def share(name: str) -> str:
+        low, high = summary[f"{name}_interval"]
+        return f"{summary[name]:.1%}  (95 % interval {low:.1%} to {high:.1%})"
+
+    table = Table(
+        show_header=False,
+        title=f"{summary['policy']} in {summary['env']}: {summary['episodes']} episodes",
+        title_justify="left",
+    )
+    table.add_row("success (stage 4 at any step)", share("success"))
+    table.add_row("final (stage 4 at the last step)", share("final"))
+    table.add_row("highest stage reached", "  ".join(f"{s}: {n}" for s, n in summary["stages"].items()))
+    table.add_row("chunk latency", f"{summary['latency_ms_p50']} ms median, {summary['latency_ms_p95']} ms p95")
+    console.print(table)
+
+
+def _usage() -> None:
+    table = Table("verb", "what it does", box=None, title="robostack", title_justify="left")
+    for verb, (_, help_text) in VERBS.items():
+        table.add_row(verb, help_text)
+    console.print(table)
+    console.print("robostack VERB --help shows the flags of a verb.")

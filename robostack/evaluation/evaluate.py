@@ -1,0 +1,172 @@
+"""Evaluation of a policy or an expert: success with its interval, per-episode JSON, videos and a report page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robostack import envs
+from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor
+from robostack.evaluation.intervals import wilson_interval
+from robostack.evaluation.report import write_report
+from robostack.evaluation.rollout import SUCCESS_STAGE, Episode, run_episodes
+from robostack.extras import require_extra
+from robostack.policies.checkpoint import Checkpoint
+from robostack.provenance import describe_run
+
+EVALUATION_SEED = 1_000_000
+"""Where evaluation seeds start unless told otherwise: far from those of demonstrations, which start at 0."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to evaluate, where and how often."""
+
+    env: str
+    """Environment, such as aloha-transfer-cube."""
+    episodes: int = 50
+    seed: int = EVALUATION_SEED
+    """Seed of the first episode; the next has the next number."""
+    workers: int = 0
+    """Processes; 0 takes one a core. The results do not depend on it."""
+    videos: int = 2
+    """Films at most so many successes and so many failures for the report."""
+    execute_len: int | None = None
+    """Actions run of each chunk; the policy's own number when not given."""
+    out: Path | None = None
+    """Folder of the results; RUN/eval-ENV when not given. Must not exist yet."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out: the summary has the fixed keys of the command line's JSON and more."""
+
+    summary: dict[str, Any]
+    episodes: tuple[Episode, ...]
+    folder: Path
+
+
+def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = lambda _: None) -> Evaluation:
+    """Evaluates the run or checkpoint at `run`, or the environment's expert if that is "expert".
+
+    Writes summary.json, episodes.jsonl, videos/ and report.html. `report` is told about every episode as it ends.
+    Raises ValueError for an unknown environment or seeds that the policy's demonstrations used, CheckpointError,
+    FileExistsError when the folder of the results exists.
+    """
+    for module in ("av", "matplotlib"):
+        require_extra(module, "report")
+    envs.resolve(config.env)
+    seeds = range(config.seed, config.seed + config.episodes)
+    make_actor: Callable[[], Actor]
+    if run == "expert":
+        folder = config.out or Path(f"expert-{config.env}")
+        name, training_log, make_actor = "expert", [], partial(ExpertActor, config.env)
+        execute_len = None
+    else:
+        checkpoint = Checkpoint.read(run)
+        _keep_apart(seeds, checkpoint)
+        folder = config.out or Path(run) / f"eval-{config.env}"
+        name, training_log = checkpoint.policy, _training_log(checkpoint)
+        make_actor = partial(PolicyActor, checkpoint.path, execute_len=config.execute_len)
+        execute_len = config.execute_len or checkpoint.config.execute_len
+    if folder.exists():
+        raise FileExistsError(f"{folder} already exists: choose another with --out or remove it first")
+
+    begun = time.perf_counter()
+    episodes = []
+    for episode in run_episodes(config.env, make_actor, seeds, config.workers):
+        episodes.append(episode)
+        report(episode)
+    episodes.sort(key=lambda episode: episode.seed)
+    summary = {
+        **summarize(config.env, name, config.seed, episodes),
+        "execute_len": execute_len,
+        "wall_s": round(time.perf_counter() - begun, 1),
+        "task": envs.make(config.env).get_wrapper_attr("task"),
+        **describe_run(),
+    }
+    folder.mkdir(parents=True)
+    filmed = _film(config, make_actor, episodes, folder / "videos")
+    records = [_record(episode) for episode in episodes]
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_report(folder / "report.html", summary, records, training_log, filmed)
+    return Evaluation(summary, tuple(episodes), folder)
+
+
+def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Shares with their 95 % Wilson intervals, how far episodes came, and the latency of a chunk."""
+    count = len(episodes)
+    successes, finals = sum(e.success for e in episodes), sum(e.final for e in episodes)
+    latencies = np.concatenate([e.latencies_ms for e in episodes])
+    return {
+        "env": env,
+        "policy": policy,
+        "episodes": count,
+        "seed": seed,
+        "success": successes / count,
+        "success_interval": list(wilson_interval(successes, count)),
+        "final": finals / count,
+        "final_interval": list(wilson_interval(finals, count)),
+        "latency_ms_p50": round(float(np.quantile(latencies, 0.50)), 2),
+        "latency_ms_p95": round(float(np.quantile(latencies, 0.95)), 2),
+        "stages": {str(s): sum(e.stage_max == s for e in episodes) for s in range(SUCCESS_STAGE + 1)},
+    }
+
+
+def _keep_apart(seeds: range, checkpoint: Checkpoint) -> None:
+    first, last = checkpoint.training["data"].get("seeds") or (0, -1)
+    if max(first, seeds[0]) <= min(last, seeds[-1]):
+        raise ValueError(
+            f"the policy was trained on demonstrations of seeds {first} to {last}, and evaluation asked for "
+            f"{seeds[0]} to {seeds[-1]}: choose a --seed above {last}"
+        )
+
+
+def _training_log(checkpoint: Checkpoint) -> list[dict[str, float]]:
+    path = checkpoint.path.parent.parent / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _film(
+    config: EvalConfig, make_actor: Callable[[], Actor], episodes: Sequence[Episode], folder: Path
+) -> list[tuple[Path, str, bool]]:
+    """Runs the first successes and failures again, filmed: an episode is its seed, so it comes out the same."""
+    succeeded = [e for e in episodes if e.success and e.final][: config.videos]
+    failed = [e for e in episodes if not e.success][: config.videos]
+    lost = [e for e in episodes if e.success and not e.final][: config.videos]
+    chosen = [*failed, *lost, *succeeded]
+    if not chosen:
+        return []
+    folder.mkdir()
+    for again in run_episodes(config.env, make_actor, [e.seed for e in chosen], config.workers, folder):
+        before = next(e for e in chosen if e.seed == again.seed)
+        if replace(again, latencies_ms=()) != replace(before, latencies_ms=()):
+            raise RuntimeError(f"the episode of seed {again.seed} came out differently when it was run again")
+    return [(folder / f"{e.seed}.mp4", _caption(e), e.success and e.final) for e in chosen]
+
+
+def _caption(episode: Episode) -> str:
+    if not episode.success:
+        return f"Seed {episode.seed}: failed, reached stage {episode.stage_max}"
+    held = "held to the end" if episode.final else "lost again before the end"
+    return f"Seed {episode.seed}: success at step {episode.first_success_step}, {held}"
+
+
+def _record(episode: Episode) -> Mapping[str, Any]:
+    values = asdict(episode)
+    latencies = values.pop("latencies_ms")
+    return {**values, "chunks": len(latencies), "latency_ms_p50": round(float(np.median(latencies)), 2)}

@@ -1,0 +1,183 @@
+"""Demonstrations of an expert into a data set, over processes, and a check of what came out.
+
+Episode k of the data set is the k-th seed, counted from the first, whose demonstration succeeded: the same data for
+the same seed on any number of workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+
+from robostack import envs
+from robostack.datasets.store import EpisodeStore, EpisodeWriter, Feature
+from robostack.envs.aloha.cameras import Camera, parse_camera
+from robostack.experts import Expert, make_expert
+from robostack.provenance import describe_run
+
+JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+ARM_NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in JOINTS)
+ARM_UNITS = ("rad", "rad", "rad", "rad", "rad", "rad", "0 closed .. 1 open") * 2
+POSE_NAMES, POSE_UNITS = ("x", "y", "z", "qw", "qx", "qy", "qz"), ("m", "m", "m", "1", "1", "1", "1")
+
+
+class CollectionError(RuntimeError):
+    """The expert cannot supply the demonstrations."""
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Which demonstrations to collect and where to put them."""
+
+    env: str
+    """Environment, such as aloha-transfer-cube."""
+    out: Path
+    """Data set to write; must not exist yet."""
+    episodes: int = 50
+    """Successful episodes to keep."""
+    seed: int = 0
+    """Seed of the first episode; the next has the next number."""
+    cameras: tuple[str, ...] = ()
+    """Cameras to record, as NAME or NAME:HEIGHTxWIDTH, such as top_zoom:64x64."""
+    workers: int = 0
+    """Processes; 0 takes one a core."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """How far a collection is."""
+
+    kept: int
+    failed: int
+
+
+def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda _: None) -> Collected:
+    """Collects and writes the demonstrations; `report` is told after every episode.
+
+    An interrupted collection leaves the whole episodes it had. Raises FileExistsError when `out` exists, ValueError
+    for an unknown environment or camera, CollectionError when more than half of the demonstrations fail.
+    """
+    cameras = tuple(parse_camera(text) for text in config.cameras)
+    make_expert(config.env)  # a wrong name is told before anything is written
+    if config.out.exists():
+        raise FileExistsError(f"{config.out} already exists: choose another path or remove it first")
+    done = Collected(0, 0)
+    writer: EpisodeWriter | None = None
+    for episode, task, fps in _demonstrations(config, cameras):
+        if writer is None:
+            settings = {**asdict(config), "out": str(config.out), "workers": None}
+            provenance = {"collected": settings, "seeds": [config.seed, config.seed], **describe_run()}
+            writer = EpisodeWriter(config.out, _features(episode), fps, provenance)
+        succeeded = bool(episode["next.success"][-1])
+        done = Collected(done.kept + succeeded, done.failed + (not succeeded))
+        if done.failed > max(10, done.kept):
+            tried = done.kept + done.failed
+            raise CollectionError(f"{done.failed} of {tried} demonstrations in {config.env} failed: fix the expert")
+        # The range of seeds that were used, kept or not: evaluation must stay out of it.
+        last_seed = config.seed + done.kept + done.failed - 1
+        if succeeded:
+            writer.append(episode, task, {"seeds": [config.seed, last_seed]})
+        report(done)
+        if done.kept == config.episodes:
+            break
+    return done
+
+
+def _demonstrations(
+    config: CollectConfig, cameras: Sequence[Camera]
+) -> Iterator[tuple[dict[str, np.ndarray], str, float]]:
+    """Episodes, their task and rate, for rising seeds without end; workers run a few seeds ahead."""
+    workers = min(config.workers or len(os.sched_getaffinity(0)), config.episodes)
+    context = multiprocessing.get_context("spawn")  # a fork after a library has started threads can hang
+    with ProcessPoolExecutor(workers, context, _start_worker, (config.env, tuple(cameras))) as pool:
+        seeds, pending = count(config.seed), deque[Future[tuple[dict[str, np.ndarray], str, float]]]()
+        try:
+            while True:
+                while len(pending) < 2 * workers:
+                    pending.append(pool.submit(_demonstrate, next(seeds)))
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[gym.Env, Expert, tuple[Camera, ...]] | None = None
+
+
+def _start_worker(env_name: str, cameras: tuple[Camera, ...]) -> None:
+    global _worker
+    _worker = (envs.make(env_name), make_expert(env_name), cameras)
+
+
+def _demonstrate(seed: int) -> tuple[dict[str, np.ndarray], str, float]:
+    assert _worker is not None
+    env, expert, cameras = _worker
+    return expert.demonstrate(env, seed, cameras), env.get_wrapper_attr("task"), env.metadata["render_fps"]
+
+
+def _features(episode: dict[str, np.ndarray]) -> dict[str, Feature]:
+    named: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+        "observation.state": (ARM_NAMES, ARM_UNITS),
+        "action": (ARM_NAMES, ARM_UNITS),
+    }
+    if "observation.environment_state" in episode:
+        objects = episode["observation.environment_state"].shape[1] // len(POSE_NAMES)
+        names = tuple(f"object{i}_{name}" for i in range(objects) for name in POSE_NAMES)
+        named["observation.environment_state"] = (names, POSE_UNITS * objects)
+    return {
+        key: Feature(tuple(rows.shape[1:]), str(rows.dtype), *named.get(key, ((), ()))) for key, rows in episode.items()
+    }
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How one entry of the action varies: over episodes at a moment of the episode, and from step to step."""
+
+    name: str
+    largest_std: float
+    """Largest deviation over episodes, over the moments of an episode."""
+    largest_step: float
+    """Largest change from one step to the next."""
+    branches: bool
+    """Its values fall into two groups far apart: the expert solves the same situation in two ways."""
+
+
+GAP = 1.0
+"""Radians between two groups of joint values that count as two branches: variation of the task moves joints less."""
+
+
+def spread(store: EpisodeStore) -> list[Spread]:
+    """The spread of every action entry over the episodes of a data set, cut to the shortest of them."""
+    actions = [
+        store.read("action", start, end) for start, end in zip(store.episode_starts, store.episode_ends, strict=True)
+    ]
+    steps = [np.abs(np.diff(episode, axis=0)).max(axis=0) for episode in actions]
+    length = min(map(len, actions))
+    together = np.stack([episode[:length] for episode in actions])
+    deviation = together.std(axis=0).max(axis=0)
+    gaps = np.diff(np.sort(together, axis=0), axis=0) if len(actions) > 1 else np.zeros((1, length, together.shape[2]))
+    names = store.features["action"].names or tuple(map(str, range(together.shape[2])))
+    return [
+        Spread(
+            name,
+            float(deviation[i]),
+            float(np.max(steps, axis=0)[i]),
+            # A gripper opens at slightly different times: between 0 and 1 it may jump without two ways of solving.
+            bool(gaps[:, :, i].max() > GAP) and "gripper" not in name,
+        )
+        for i, name in enumerate(names)
+    ]
