@@ -146,8 +146,8 @@ def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[
 
     peg, socket = np.array([*objects[:2], 0.01]), np.array([*objects[7:9], 0.022])
     return {
-        # The peg is thin: between the tips it holds, 6 mm higher up in the hand the fingers close without it.
-        "right": arm(peg, grip=np.array([0, 0, 0.014]), outward=np.array([1, 0, 0])),
+        # The peg is thin: between the tips it holds, 1 cm deeper in the hand the fingers close without it.
+        "right": arm(peg, grip=np.array([0, 0, 0.018]), outward=np.array([1, 0, 0])),
         "left": arm(socket, grip=np.array([0, 0, -0.002]), outward=np.array([-1, 0, 0])),
     }
 
