@@ -17,7 +17,9 @@ _CODEC = "libx264"
 _OPTIONS = {"crf": "26", "preset": "medium", "colorspace": "smpte170m", "color_range": "tv"}
 
 
-def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "height width 3"]], fps: int) -> int:
+def write_video(
+    path: Path | str, frames: Iterable[UInt8[np.ndarray, "height width 3"]], fps: int | float | Fraction
+) -> int:
     """Writes RGB frames as H.264 (yuv420p, index at the front) and returns how many.
 
     Frame i is shown at exactly i / fps seconds. An odd height or width, which 4:2:0 cannot hold, gains one row or
@@ -25,7 +27,7 @@ def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "height wid
 
     Args:
         path: ends in .mp4; written to a temporary name first, so that a failure leaves no half a video.
-        fps: frames per second.
+        fps: frames per second, at least 1; rounded to a thousandth.
 
     Raises:
         MissingExtraError: PyAV is not installed.
@@ -37,6 +39,7 @@ def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "height wid
     path = Path(path)
     if path.suffix != ".mp4" or fps < 1:
         raise ValueError(f"expected a path that ends in .mp4 and fps >= 1, came {path.name} and {fps}")
+    rate = Fraction(fps).limit_denominator(1000)
     iterator = iter(frames)
     first = next(iterator, None)
     if first is None:
@@ -47,16 +50,16 @@ def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "height wid
     partial = path.with_name(f".{path.stem}.partial.mp4")
     try:
         with av.open(str(partial), "w", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream(_CODEC, rate=fps, options=_OPTIONS)
+            stream = container.add_stream(_CODEC, rate=rate, options=_OPTIONS)
             stream.width, stream.height = width + width % 2, height + height % 2
             stream.pix_fmt = "yuv420p"
-            stream.codec_context.gop_size = fps
-            stream.codec_context.time_base = Fraction(1, fps)
+            stream.codec_context.gop_size = round(rate)
+            stream.codec_context.time_base = 1 / rate
             for frame in itertools.chain([first], iterator):
                 _check_frame(frame, first.shape)
                 padded = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
                 picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
-                picture.pts, picture.time_base = count, Fraction(1, fps)
+                picture.pts, picture.time_base = count, 1 / rate
                 container.mux(stream.encode(picture))
                 count += 1
             container.mux(stream.encode(None))

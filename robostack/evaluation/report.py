@@ -1,0 +1,261 @@
+"""The page that tells a colleague what an evaluation found: one HTML file that needs nothing beside it.
+
+Everything is inside: style, plots (SVG), videos (base64). The page forbids itself any network by its content
+security policy. All text that comes from data is escaped.
+"""
+
+import base64
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from robostack.evaluation.report_plots import training_curves
+
+MISSING = "–"
+
+_SUMMARY_KEYS = (
+    *("env", "policy", "task", "episodes", "seed", "success", "success_interval", "final", "final_interval"),
+    *("stages", "latency_ms_p50", "latency_ms_p95", "execute_len", "wall_s", "machine", "commit", "command", "date"),
+)
+_EPISODE_KEYS = (
+    *("seed", "success", "final", "stage_max", "stage_final", "first_success_step", "chunks", "latency_ms_p50"),
+)
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; media-src data:; img-src data:"
+
+
+def write_report(
+    path: Path | str,
+    summary: Mapping[str, Any],
+    episodes: Sequence[Mapping[str, Any]],
+    training_log: Sequence[Mapping[str, Any]] = (),
+    videos: Sequence[tuple[Path | str, str, bool]] = (),
+) -> None:
+    """Writes the page; numbers that are None or not finite show as "–".
+
+    Args:
+        path: the page, usually `report.html`. It appears whole or not at all.
+        summary: env, policy, task, episodes, seed (the first), success and final (shares in [0, 1]) with
+            success_interval and final_interval (low, high), stages (highest stage reached → episodes),
+            latency_ms_p50 and latency_ms_p95 (one call of the policy), execute_len (actions run of a chunk, or
+            None), wall_s, machine, commit, command, date.
+        episodes: one row each: seed, success, final, stage_max, stage_final, first_success_step (control steps, or
+            None), chunks (calls of the policy), latency_ms_p50.
+        training_log: lines of the training log (see `training_curves`); empty when nothing was trained.
+        videos: (mp4 file, caption, whether it went right), shown in this order, what went wrong first.
+
+    Raises:
+        ValueError: a key is missing.
+        MissingExtraError: there are curves to draw, and matplotlib is not installed.
+    """
+    _require_keys("summary", summary, _SUMMARY_KEYS)
+    for number, episode in enumerate(episodes):
+        _require_keys(f"episode {number}", episode, _EPISODE_KEYS)
+    here = Path(__file__).parent
+    title = f"{summary['policy']} on {summary['env']}"
+    sections = (
+        _header(title, summary),
+        _headline(summary, episodes),
+        _stages(summary["stages"]),
+        _videos("What went wrong", [video for video in videos if not video[2]]),
+        _videos("What went right", [video for video in videos if video[2]]),
+        _training(training_log),
+        _provenance(summary, episodes),
+        _episode_table(episodes),
+    )
+    page = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>{_text(title)}</title>
+<style>
+{(here / "report.css").read_text()}</style>
+</head>
+<body>
+<main>
+{"".join(sections)}</main>
+<script>
+{(here / "report.js").read_text()}</script>
+</body>
+</html>
+"""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+
+
+def _header(title: str, summary: Mapping[str, Any]) -> str:
+    return f'<header><h1>{_text(title)}</h1>\n<p class="soft">{_text(summary["task"])}</p></header>\n'
+
+
+def _headline(summary: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> str:
+    p50, p95 = (_number(summary[key], ".1f") for key in ("latency_ms_p50", "latency_ms_p95"))
+    executed = summary["execute_len"]
+    executed = "" if executed is None else f"<br>One call plans a chunk of actions; {_text(executed)} of them run."
+    return f"""<section class="grid cards">
+{_rate_card("Success · at any step", summary, "success", episodes)}
+{_rate_card("Final · at the last step", summary, "final", episodes)}
+<div class="card"><h3>Median latency</h3><div class="figure">{p50}<small> ms</small></div>
+<p>95th percentile {p95} ms.{executed}</p></div>
+<div class="card"><h3>Episodes</h3><div class="figure">{_text(summary["episodes"])}</div>
+<p>Seeds {_seeds(summary, episodes)}.<br>Took {_number(summary["wall_s"], ".0f")} s.</p></div>
+</section>
+"""
+
+
+def _rate_card(name: str, summary: Mapping[str, Any], key: str, episodes: Sequence[Mapping[str, Any]]) -> str:
+    rate = summary[key]
+    low, high = summary[f"{key}_interval"]
+    count = sum(bool(episode[key]) for episode in episodes)
+    bar = ""
+    if all(_finite(value) for value in (rate, low, high)):
+        bar = (
+            f'<div class="interval" role="img" aria-label="interval {low:.3f} to {high:.3f}">'
+            f'<span style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></span>'
+            f'<b style="left:{100 * rate:.2f}%"></b></div>'
+        )
+    return f"""<div class="card"><h3>{name}</h3>
+<div class="figure">{_number(rate, ".1f", 100)}<small> %</small></div>{bar}
+<p>{count} of {len(episodes)} episodes.<br>
+95 % interval {_number(low, ".1f", 100)} to {_number(high, ".1f", 100)} %.</p></div>"""
+
+
+def _stages(stages: Mapping[str, int]) -> str:
+    total = max(sum(stages.values()), 1)
+    top = max(stages, key=int, default="0")
+    rows = [
+        f"<div>Stage {_text(stage)}{' (success)' if stage == top else ''}</div>"
+        f'<div class="bar{" top" if stage == top else ""}"><span style="width:{100 * count / total:.2f}%"></span></div>'
+        f'<div class="count">{_text(count)}</div>'
+        for stage, count in sorted(stages.items(), key=lambda item: int(item[0]))
+    ]
+    return f"""<section><h2>How far the episodes came</h2>
+<p class="note">Episodes by the highest stage that they reached; the reward of a step is its stage.</p>
+<div class="stages">
+{chr(10).join(rows)}
+</div></section>
+"""
+
+
+def _videos(heading: str, videos: Sequence[tuple[Path | str, str, bool]]) -> str:
+    if not videos:
+        return ""
+    clips = []
+    for file, caption, success in videos:
+        data = base64.b64encode(Path(file).read_bytes()).decode("ascii")
+        outcome = '<span class="good">✓</span>' if success else '<span class="bad">✕</span>'
+        clips.append(
+            f'<figure class="clip"><video controls muted loop playsinline preload="auto" '
+            f'src="data:video/mp4;base64,{data}"></video>\n'
+            f"<figcaption>{outcome} {_text(caption)}</figcaption></figure>"
+        )
+    return f"""<section><h2>{heading}</h2>
+<div class="grid videos">
+{chr(10).join(clips)}
+</div></section>
+"""
+
+
+def _training(log: Sequence[Mapping[str, Any]]) -> str:
+    if not log:
+        return ""
+    last = log[-1]
+    plots = "\n".join(
+        f'<figure class="plot"><figcaption>{_text(title)}</figcaption>{svg}</figure>'
+        for title, svg in training_curves(log)
+    )
+    return f"""<section><h2>Training</h2>
+<p class="note">{_number(last.get("step"), ",.0f")} steps in {_number(last.get("time_s"), ",.0f")} s.
+Waiting for data took {_number(_mean(log, "data_wait"), ".1f", 100)} % of the time.</p>
+<div class="grid plots">
+{plots}
+</div></section>
+"""
+
+
+def _provenance(summary: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> str:
+    rows = {
+        "Environment": _text(summary["env"]),
+        "Task": _text(summary["task"]),
+        "Policy": _text(summary["policy"]),
+        "Seeds": _seeds(summary, episodes),
+        "Command": f"<code>{_text(summary['command'])}</code>",
+        "Commit": f"<code>{_text(summary['commit'])}</code>",
+        "Machine": _text(summary["machine"]),
+        "Date": _text(summary["date"]),
+    }
+    items = "\n".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
+    return f"<section><h2>What was run</h2>\n<dl>\n{items}\n</dl></section>\n"
+
+
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("seed", "Seed", lambda value: _text(value)),
+    ("success", "Success", lambda value: _yes_no(value)),
+    ("final", "Final", lambda value: _yes_no(value)),
+    ("stage_max", "Highest stage", lambda value: _text(value)),
+    ("stage_final", "Last stage", lambda value: _text(value)),
+    ("first_success_step", "First success (step)", lambda value: _number(value, ".0f")),
+    ("chunks", "Chunks", lambda value: _text(value)),
+    ("latency_ms_p50", "Latency p50 (ms)", lambda value: _number(value, ".1f")),
+)
+
+
+def _episode_table(episodes: Sequence[Mapping[str, Any]]) -> str:
+    if not episodes:
+        return ""
+    head = "".join(f'<th><button type="button">{heading}</button></th>' for _, heading, _ in _COLUMNS)
+    rows = [
+        "".join(f'<td data-value="{_sort_value(row[key])}">{show(row[key])}</td>' for key, _, show in _COLUMNS)
+        for row in episodes
+    ]
+    body = "\n".join(f"<tr>{cells}</tr>" for cells in rows)
+    return f"""<section><h2>Every episode</h2>
+<details><summary>{len(episodes)} episodes; a click on a heading sorts</summary>
+<div class="scroll"><table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table></div></details></section>
+"""
+
+
+def _seeds(summary: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> str:
+    seeds = sorted(episode["seed"] for episode in episodes) or [summary["seed"]]
+    return _text(seeds[0]) if len(seeds) == 1 else f"{_text(seeds[0])}–{_text(seeds[-1])}"
+
+
+def _require_keys(what: str, given: Mapping[str, Any], keys: Sequence[str]) -> None:
+    missing = [key for key in keys if key not in given]
+    if missing:
+        raise ValueError(f"{what} of the report: expected the keys {', '.join(keys)}; missing {', '.join(missing)}")
+
+
+def _text(value: Any) -> str:
+    return MISSING if value is None else html.escape(str(value))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _number(value: Any, form: str, factor: float = 1) -> str:
+    return format(factor * value, form) if _finite(value) else MISSING
+
+
+def _sort_value(value: Any) -> str:
+    return format(float(value), "g") if _finite(value) else ""
+
+
+def _yes_no(value: Any) -> str:
+    return '<span class="good">yes</span>' if value else '<span class="bad">no</span>'
+
+
+def _mean(log: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [line[key] for line in log if _finite(line.get(key))]
+    return sum(values) / len(values) if values else None
