@@ -84,8 +84,8 @@ class AlohaExpert:
 def plan_transfer_cube(objects: np.ndarray, generator: np.random.Generator) -> dict[Side, list[Waypoint]]:
     """The right arm lifts the cube and holds it out; the left arm takes it from the other side, above and below."""
     cube = np.array([*objects[:2], 0.02])
-    above, grasp, closed, lifted, offered, met, left_closed, released, apart = _times(
-        generator, (60, 35, 18, 25, 45, 30, 18, 14, 40)
+    above, over, grasp, closed, lifted, offered, met, left_closed, released, apart = _times(
+        generator, (55, 25, 18, 18, 25, 45, 30, 18, 14, 40)
     )
     meet = np.array([0.0, 0.5, 0.25]) + generator.uniform(-0.01, 0.01, 3)
     hover = cube + np.array([0, 0, 0.10]) + generator.uniform(-0.01, 0.01, 3)
@@ -102,6 +102,7 @@ def plan_transfer_cube(objects: np.ndarray, generator: np.random.Generator) -> d
     return {
         "right": [
             right(above, hover, OPEN, alignment=0.0),
+            right(over, pick + np.array([0, 0, 0.05]), OPEN),  # from here straight down
             right(grasp, pick, OPEN),
             right(closed, pick, CLOSED),
             right(lifted, pick + np.array([0, 0, 0.12]), CLOSED),
@@ -123,7 +124,7 @@ def plan_transfer_cube(objects: np.ndarray, generator: np.random.Generator) -> d
 
 def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[Side, list[Waypoint]]:
     """The right arm takes the peg, the left arm the socket; they meet in the air and push together."""
-    above, grasp, closed, lifted, facing, inserted = _times(generator, (60, 35, 18, 25, 45, 50))
+    above, over, grasp, closed, lifted, facing, inserted = _times(generator, (55, 25, 18, 18, 25, 45, 50))
     meet = np.array([0.0, 0.5, 0.20]) + generator.uniform(-0.01, 0.01, 3)
 
     def arm(lying: np.ndarray, grip: np.ndarray, outward: np.ndarray) -> list[Waypoint]:
@@ -133,6 +134,7 @@ def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[
         hover = pick + np.array([0, 0, 0.10]) + generator.uniform(-0.01, 0.01, 3)
         path = (
             (above, hover, 0.0, OPEN),
+            (over, pick + np.array([0, 0, 0.05]), 1.0, OPEN),  # from here straight down: 13 mm are free on each side
             (grasp, pick, 1.0, OPEN),
             (closed, pick, 1.0, CLOSED),
             (lifted, pick + np.array([0, 0, 0.12]), 1.0, CLOSED),
