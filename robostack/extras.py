@@ -1,17 +1,6 @@
-"""Optional packages: which extra of robostack brings which, and one error for all who miss one."""
+"""Optional packages, and one error for all who miss one."""
 
 import importlib.util
-
-EXTRAS = {
-    "gym_aloha": "aloha",
-    "tensorboard": "tensorboard",
-    "av": "report",
-    "matplotlib": "report",
-    "lerobot": "lerobot",
-    "jax": "kinetix",
-    "kinetix": "kinetix",
-}
-"""Module name → the extra that installs it."""
 
 
 class MissingExtraError(ModuleNotFoundError):

@@ -70,8 +70,6 @@ def test_nothing_is_pickled(path):
 
 @pytest.mark.parametrize("module", ["robostack", "robostack.cli", "robostack.doctor", "robostack.extras"])
 def test_the_command_line_starts_without_the_heavy_packages(module):
-    if module == "robostack.cli" and not (PACKAGE / "cli.py").exists() and not (PACKAGE / "cli").exists():
-        pytest.skip("robostack.cli does not exist yet")
     assert run_python(f"import sys, {module}; print(*({HEAVY!r} & sys.modules.keys()))") == ""
 
 
