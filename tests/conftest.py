@@ -2,8 +2,9 @@
 
 from jaxtyping import install_import_hook
 
-# Before robostack is imported: from here on every jaxtyping annotation in it is checked at each call.
-install_import_hook("robostack", "beartype.beartype")
+# Before robostack is imported: from here on every annotation in it is checked at each call.
+# The numeric tower lets an int stand where a float is asked for, as type checkers do.
+install_import_hook("robostack", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import torch  # noqa: E402
 
