@@ -5,13 +5,14 @@ envs = make_vector("aloha-transfer-cube", 8)     # eight of them, stepped on all
 """
 
 import difflib
-import importlib.util
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
+
+from robostack.extras import require_extra
 
 ENVIRONMENTS: Mapping[str, str] = MappingProxyType(
     {
@@ -36,15 +37,14 @@ def resolve(name: str) -> str:
 
     Raises:
         ValueError: no environment has this name.
-        ModuleNotFoundError: the extra that the environment needs is not installed.
+        MissingExtraError: the extra that the environment needs is not installed.
     """
     gym_id = ENVIRONMENTS.get(name, name)
     if gym_id not in ENVIRONMENTS.values():
         near = difflib.get_close_matches(name, ENVIRONMENTS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown environment {name!r}: {hint}known are {', '.join(ENVIRONMENTS)}")
-    if importlib.util.find_spec("gym_aloha") is None:
-        raise ModuleNotFoundError(f"{name} needs gym_aloha for its models: pip install 'robostack[aloha]'")
+    require_extra("gym_aloha", "aloha")
     return gym_id
 
 

@@ -1,7 +1,7 @@
 """Who demonstrates: scripted experts that play an environment and record what they saw and did."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from robostack.envs.aloha.cameras import Camera
 
 
+@runtime_checkable
 class Expert(Protocol):
     """Plays whole episodes of one environment."""
 

@@ -140,7 +140,7 @@ def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[
             (lifted, pick + np.array([0, 0, 0.12]), 1.0, CLOSED),
             (facing, meet + grip + 0.10 * outward, 1.0, CLOSED),
             # The peg meets the pin at 0.05: the rest presses, so that the two stay together.
-            (inserted, meet + grip + 0.043 * outward, 1.0, CLOSED),
+            (inserted, meet + grip + 0.040 * outward, 1.0, CLOSED),
         )
         return [
             Waypoint(step, position, PICK_PITCH, alignment, 0.0, gripper) for step, position, alignment, gripper in path

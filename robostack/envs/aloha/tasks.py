@@ -15,8 +15,11 @@ from types import MappingProxyType
 import mujoco
 import numpy as np
 
+from robostack.extras import require_extra
+
+# One finger of each arm, as in gym_aloha: a touch of the other one alone does not count.
 LEFT_FINGER = ("vx300s_left/10_left_gripper_finger",)
-RIGHT_FINGER = ("vx300s_right/10_left_gripper_finger",)
+RIGHT_FINGER = ("vx300s_right/10_right_gripper_finger",)
 TABLE = ("table",)
 SOCKET_WALLS = ("socket-1", "socket-2", "socket-3", "socket-4")
 
@@ -128,11 +131,11 @@ def load_model(task: Task) -> mujoco.MjModel:
     The package is located, not imported: importing it would load dm_control.
 
     Raises:
-        ModuleNotFoundError: gym_aloha is not installed.
+        MissingExtraError: gym_aloha is not installed.
     """
+    require_extra("gym_aloha", "aloha")
     spec = importlib.util.find_spec("gym_aloha")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"task {task.name!r} needs gym_aloha for its model: pip install 'robostack[aloha]'")
+    assert spec is not None and spec.origin is not None
     return mujoco.MjModel.from_xml_path(str(Path(spec.origin).parent / "assets" / task.model_file))
 
 

@@ -1,0 +1,95 @@
+"""Many ALOHA environments at once."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from robostack import envs
+from robostack.envs.aloha.cameras import parse_camera
+from robostack.envs.aloha.vector import AlohaVectorEnv
+from robostack.envs.gl import choose_gl
+
+NAME = "aloha-transfer-cube"
+START = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.1] * 2)
+
+
+def make_vector(count: int, **kwargs) -> AlohaVectorEnv:
+    vector = envs.make_vector(NAME, count, **kwargs)
+    assert isinstance(vector, AlohaVectorEnv)
+    return vector
+
+
+def actions_of(seed: int, steps: int) -> np.ndarray:
+    return START + np.cumsum(np.random.default_rng(seed).normal(0, 0.03, (steps, 14)), axis=0)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_episode_does_not_depend_on_the_batch(threads):
+    seeds = [11, 4, 7, 11]
+    together = make_vector(len(seeds), threads=threads)
+    first, _ = together.reset(seed=seeds)
+    actions = np.stack([actions_of(seed, 60) for seed in seeds])
+    seen = [first, *(together.step(actions[:, step])[0] for step in range(60))]
+    alone = envs.make(NAME)
+    for i, seed in enumerate(seeds):
+        expected = [alone.reset(seed=seed)[0], *(alone.step(action)[0] for action in actions[i])]
+        for batch, one in zip(seen, expected, strict=True):
+            for key, value in one.items():
+                np.testing.assert_array_equal(batch[key][i], value)
+    together.close()
+
+
+def test_one_environment_can_be_reset_without_disturbing_the_others():
+    vector = make_vector(2)
+    vector.reset(seed=0)
+    for _ in range(5):
+        before, *_ = vector.step(np.tile(START, (2, 1)))
+    after, _ = vector.reset(seed=[9, None], options={"reset_mask": np.array([True, False])})
+    fresh, _ = envs.make(NAME).reset(seed=9)
+    np.testing.assert_array_equal(after["observation.state"][1], before["observation.state"][1])
+    np.testing.assert_array_equal(after["observation.environment_state"][0], fresh["observation.environment_state"])
+
+
+def test_episodes_are_truncated_together_and_must_be_reset():
+    vector = make_vector(2, max_episode_steps=3)
+    actions = np.tile(START, (2, 1))
+    with pytest.raises(RuntimeError, match="reset them first"):
+        vector.step(actions)
+    vector.reset(seed=0)
+    assert [vector.step(actions)[3].tolist() for _ in range(3)] == [[False] * 2, [False] * 2, [True] * 2]
+    with pytest.raises(RuntimeError, match=r"environments \[0, 1\]"):
+        vector.step(actions)
+
+
+def test_a_bad_action_is_named_before_anything_moves():
+    vector = make_vector(2)
+    before, _ = vector.reset(seed=0)
+    actions = np.tile(START, (2, 1))
+    actions[1, 6] = np.nan
+    with pytest.raises(ValueError, match=r"\[\[1, 6\]\]"):
+        vector.step(actions)
+    np.testing.assert_array_equal(vector.envs[0].observe()["observation.state"], before["observation.state"][0])
+    with pytest.raises(ValueError, match=r"shape \(2, 14\), came \(3, 14\)"):
+        vector.step(np.zeros((3, 14)))
+
+
+def test_interface_is_declared():
+    vector = gym.make_vec("robostack/AlohaInsertion-v0", 3, vectorization_mode="vector_entry_point")
+    assert vector.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    observation, info = vector.reset(seed=1)
+    assert vector.observation_space.contains(observation)
+    assert info["task"] == ["Insert the peg into the socket."] * 3
+    _, rewards, terminated, truncated, info = vector.step(np.tile(START, (3, 1)))
+    assert rewards.shape == terminated.shape == truncated.shape == info["stage"].shape == info["success"].shape == (3,)
+
+
+@pytest.mark.skipif(choose_gl() is None, reason="no OpenGL backend here")
+def test_cameras_are_rendered_for_every_environment():
+    camera = parse_camera("top_zoom:32x32")
+    vector = make_vector(2, cameras=(camera,))
+    observation, _ = vector.reset(seed=0)
+    assert vector.observation_space.contains(observation)
+    assert observation["observation.images.top_zoom"].shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(observation["observation.images.top_zoom"][1], vector.envs[1].render_camera(camera))
+    vector.close()
