@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb is known, so that `--help` and wrong nam
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -106,10 +107,9 @@ def train(arguments: list[str]) -> int:
 
 
 def _train(out: Path, run: Callable[[Callable[[Any], None]], Path]) -> int:
-    from robostack.extras import is_installed
     from robostack.progress import progress
 
-    if not is_installed("tensorboard"):
+    if importlib.util.find_spec("tensorboard") is None:
         console.print("no TensorBoard curves: pip install 'robostack[tensorboard]'; log.jsonl has the same numbers")
     with progress(console) as bar:
         task = bar.add_task("training", total=None, note="")

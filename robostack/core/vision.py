@@ -29,7 +29,7 @@ class KeypointEncoder(nn.Module):
         self.maps = nn.Sequential(*layers, nn.Conv2d(previous, keypoints, 1))
         self.token = nn.Linear(2 * keypoints, width)
 
-    def forward(self, image: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 1 width"]:
+    def forward(self, image: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 1 token_width"]:
         pixels = image.permute(0, 3, 1, 2).to(self.token.weight.dtype) / 127.5 - 1.0
         return self.token(spatial_softmax(self.maps(pixels)).flatten(1))[:, None]
 

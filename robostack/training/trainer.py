@@ -91,11 +91,8 @@ def train(
     store = EpisodeStore(train.data)
     processor = Processor.of(store, train.observe)
     sampler = WindowSampler(store, processor.observation_keys, policy_config.chunk_len, train.frame_stride)
-    training = {
-        "config": _plain(train),
-        "data": {"path": str(train.data), "episodes": store.episodes},
-        **describe_run(),
-    }
+    data = {"path": str(train.data), "episodes": store.episodes, "seeds": store.provenance.get("seeds")}
+    training = {"config": _plain(train), "data": data, **describe_run()}
     checkpoint = Checkpoint(train.out, policy_name, policy_config, processor, 0, training)
     train.out.mkdir(parents=True)
     return _run(checkpoint, None, train, store, sampler, report)

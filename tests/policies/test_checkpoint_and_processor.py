@@ -1,0 +1,121 @@
+"""A checkpoint comes back as it was saved or not at all; a processor tells what it misses."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import write, write_reaching_data
+
+from robostack.datasets.store import DataError, EpisodeStore
+from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
+from robostack.policies.pi0 import Pi0Config
+from robostack.policies.processor import Processor
+
+CONFIG = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=16, prefix_width=16, depth=1, heads=2)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Checkpoint:
+    processor = Processor.of(EpisodeStore(write_reaching_data(tmp_path / "data")))
+    folder = tmp_path / "run" / "checkpoints" / "step-00000007"
+    checkpoint = Checkpoint(folder, "pi0", CONFIG, processor, 7, {"data": {}})
+    weights = checkpoint.build().state_dict()
+    checkpoint.save({"model": weights, "average": weights})
+    return checkpoint
+
+
+def test_round_trip(saved: Checkpoint) -> None:
+    read = Checkpoint.read(saved.path.parent.parent)  # by its run
+    assert read == dataclasses.replace(saved)
+    stored = load_file(saved.path / "average.safetensors")
+    assert all(torch.equal(value, stored[key]) for key, value in read.load().state_dict().items())
+    assert read.processor.interface == saved.processor.interface
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.pop("action_out.bias"), "action_out.bias missing"),
+        (lambda t: t.update(extra=torch.zeros(1)), "extra unknown"),
+        (lambda t: t.update({"action_out.bias": torch.zeros(3)}), r"is \(3,\), expected \(4,\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(saved: Checkpoint, damage, message: str) -> None:
+    file = saved.path / "average.safetensors"
+    tensors = load_file(file)
+    damage(tensors)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.read(saved.path).load()
+
+
+def test_a_damaged_or_foreign_checkpoint_is_named(saved: Checkpoint, tmp_path: Path) -> None:
+    file = saved.path / "average.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Checkpoint.read(saved.path).load()
+    description = saved.path / "checkpoint.json"
+    values = json.loads(description.read_text())
+    for change, message in (
+        ({"policy": "telepathy"}, "holds the policy 'telepathy'; this version knows pi0"),
+        ({"format": "other"}, "expected format"),
+        ({"config": {**values["config"], "colour": 1}}, "not whole"),
+        ({"processor": {}}, "not whole"),
+    ):
+        description.write_text(json.dumps({**values, **change}))
+        with pytest.raises(CheckpointError, match=message):
+            Checkpoint.read(saved.path)
+    description.write_text("{")
+    with pytest.raises(CheckpointError, match="not whole"):
+        Checkpoint.read(saved.path)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        Checkpoint.read(tmp_path / "nowhere")
+
+
+def test_a_save_that_was_killed_is_not_a_checkpoint(saved: Checkpoint) -> None:
+    partial = saved.path.with_name(".step-00000009.partial")
+    partial.mkdir()
+    (partial / "checkpoint.json").write_text("{}")
+    assert newest(saved.path.parent.parent) == saved.path
+
+
+def test_state_keys_are_joined_and_images_pass_untouched(tmp_path: Path) -> None:
+    write(tmp_path / "data", [9, 8])
+    store = EpisodeStore(tmp_path / "data")
+    processor = Processor.of(store)
+    assert processor.observation_keys == ("observation.state", "observation.images.top")
+    assert processor.interface.cameras == {"top": (6, 5)}
+    rows = {key: store.read(key, 0, 3) for key in processor.observation_keys}
+    observation = processor.observe(rows, ["task 0", "task 1", "task 0"])
+    assert np.array_equal(observation.images["top"].numpy(), rows["observation.images.top"])
+    state = store.read("observation.state")
+    np.testing.assert_allclose(observation.state, (rows["observation.state"] - state.mean(0)) / state.std(0), atol=1e-5)
+    actions = store.read("action", 0, 4)[None]
+    np.testing.assert_allclose(processor.denormalize_actions(processor.normalize_actions(actions)), actions, atol=1e-5)
+    assert Processor.from_json(json.loads(json.dumps(processor.to_json()))) == processor
+
+
+def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "data", [9])
+    store = EpisodeStore(tmp_path / "data")
+    with pytest.raises(DataError, match="lacks observation.depth"):
+        Processor.of(store, ["observation.depth"])
+    with pytest.raises(DataError, match="expected a state to observe"):
+        Processor.of(store, ["observation.images.top"])
+    processor = Processor.of(store)
+    rows = {key: store.read(key, 0, 1) for key in processor.observation_keys}
+    with pytest.raises(DataError, match="the policy observes observation.images.top"):
+        processor.observe({"observation.state": rows["observation.state"]}, ["task 0"])
+    with pytest.raises(DataError, match="expected shape"):
+        processor.observe({**rows, "observation.state": np.zeros((1, 4), np.float32)}, ["task 0"])
+    with pytest.raises(DataError, match="not finite"):
+        processor.observe({**rows, "observation.state": np.full((1, 3), np.nan, np.float32)}, ["task 0"])
+    with pytest.raises(ValueError, match="dance"):
+        processor.observe(rows, ["dance"])
+    incomplete = dataclasses.replace(processor, statistics={"action": processor.statistics["action"]})
+    with pytest.raises((DataError, KeyError)):
+        incomplete.observe(rows, ["task 0"])

@@ -1,0 +1,155 @@
+"""What π0 promises: repeatable samples, one prefix for each task, no weight on padding, and that it learns."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from robostack.policies.pi0 import Pi0, Pi0Config, time_embedding
+from robostack.policies.protocol import Interface, Observation
+
+SMALL = Pi0Config(
+    chunk_len=6, execute_len=3, actions_per_token=2, expert_width=32, prefix_width=16, depth=2, heads=2, head_dim=8
+)
+
+
+def make_policy(config: Pi0Config = SMALL, cameras: dict[str, tuple[int, int]] | None = None, seed: int = 0) -> Pi0:
+    torch.manual_seed(seed)
+    policy = Pi0(config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras=cameras or {}))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.2)  # adaptive norms start at zero and would hide what passes through them
+    return policy
+
+
+def make_observation(batch: int, cameras: dict[str, tuple[int, int]] | None = None) -> Observation:
+    g = torch.Generator().manual_seed(1)
+    text = torch.randint(1, 9, (batch, 4), generator=g)
+    text[1::2, 2:] = 0
+    images = {
+        name: torch.randint(0, 256, (batch, *size, 3), generator=g, dtype=torch.uint8)
+        for name, size in (cameras or {}).items()
+    }
+    return Observation(torch.randn(batch, 5, generator=g), text, images)
+
+
+def rows(observation: Observation, index: slice) -> Observation:
+    images = {name: frames[index] for name, frames in observation.images.items()}
+    return Observation(observation.state[index], observation.text[index], images)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("cameras", [{}, {"top": (32, 32), "left_wrist": (24, 32)}])
+def test_a_sample_can_be_repeated_exactly(cameras: dict[str, tuple[int, int]]) -> None:
+    policy, observation = make_policy(cameras=cameras), make_observation(3, cameras)
+    one, two, other = (policy.sample(observation, seeded(seed)) for seed in (0, 0, 1))
+    assert one.shape == (3, 6, 3) and torch.equal(one, two) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("cameras", [{}, {"top": (32, 32)}])
+def test_every_part_of_the_observation_matters(cameras: dict[str, tuple[int, int]]) -> None:
+    policy, observation = make_policy(cameras=cameras), make_observation(2, cameras)
+    before = policy.sample(observation, seeded())
+    changes = {"state": observation.state + 1.0, "text": observation.text.flip(1)}
+    if cameras:
+        changes["images"] = {"top": observation.images["top"].flip(1)}
+    for name, value in changes.items():
+        assert not torch.allclose(policy.sample(dataclasses.replace(observation, **{name: value}), seeded()), before), name
+
+
+@pytest.mark.parametrize("cameras", [{}, {"top": (32, 32)}])
+def test_rows_of_a_batch_do_not_touch_each_other(cameras: dict[str, tuple[int, int]]) -> None:
+    policy, observation = make_policy(cameras=cameras).double(), make_observation(4, cameras)
+    observation = dataclasses.replace(observation, state=observation.state.double())
+    x_t, t = torch.randn(4, 6, 3, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    together = policy.predict(policy.encode_prefix(observation), observation.state, x_t, t)
+    for i in range(4):
+        one = rows(observation, slice(i, i + 1))
+        alone = policy.predict(policy.encode_prefix(one), one.state, x_t[i : i + 1], t[i : i + 1])
+        torch.testing.assert_close(alone[0], together[i])
+
+
+def test_words_past_the_end_of_a_task_change_nothing() -> None:
+    policy, observation = make_policy(), make_observation(2)
+    longer = dataclasses.replace(observation, text=torch.nn.functional.pad(observation.text, (0, 3)))
+    x_t, t = torch.randn(2, 6, 3), torch.rand(2)
+    short, long = (policy.encode_prefix(o) for o in (observation, longer))
+    # Positions of the suffix count padding, so compare what attention makes of the prefix, not the whole model.
+    for (key, value), (longer_key, longer_value) in zip(short.cache, long.cache, strict=True):
+        torch.testing.assert_close(longer_key[:, :, :2], key[:, :, :2])
+        torch.testing.assert_close(longer_value[:, :, :2], value[:, :, :2])
+    assert long.valid.sum() == short.valid.sum()
+    assert policy.predict(long, observation.state, x_t, t).isfinite().all()
+
+
+def test_padded_actions_do_not_count() -> None:
+    policy, observation = make_policy(), make_observation(4)
+    actions, is_pad = torch.randn(4, 6, 3), torch.zeros(4, 6, dtype=torch.bool)
+    is_pad[1, 4:] = True
+    # Two actions share a token and tokens see each other, so padding is input; only its error must not count.
+    point = policy.loss(observation, actions, is_pad, seeded())
+    noise = torch.randn(actions.shape, generator=(g := seeded()))
+    t = torch.rand(4, generator=g)
+    sample = policy.path.sample(noise, actions, t)
+    predicted = policy.predict(policy.encode_prefix(observation), observation.state, sample.x_t, t)
+    torch.testing.assert_close(point, (predicted - actions)[~is_pad].square().mean())
+
+
+def test_velocity_loss_weighs_the_data_error() -> None:
+    """‖v̂ − v‖² = ‖x̂₁ − x₁‖² / (1 − t)² wherever 1 − t is above its bound."""
+    config = dataclasses.replace(SMALL, loss="velocity", smallest_sigma=1e-3)
+    policy, observation = make_policy(config), make_observation(4)
+    actions = torch.randn(4, 6, 3)
+    loss = policy.loss(observation, actions, torch.zeros(4, 6, dtype=torch.bool), seeded())
+    noise, t = torch.randn(actions.shape, generator=(g := seeded())), torch.rand(4, generator=g)
+    sample = policy.path.sample(noise, actions, t)
+    error = policy.predict(policy.encode_prefix(observation), observation.state, sample.x_t, t) - actions
+    torch.testing.assert_close(loss, (error / (1 - t)[:, None, None]).square().mean())
+
+
+@pytest.mark.parametrize("prediction", ["data", "velocity"])
+def test_it_learns_two_modes_that_the_state_selects(prediction: str) -> None:
+    config = dataclasses.replace(SMALL, prediction=prediction, loss=prediction)
+    torch.manual_seed(0)
+    policy = Pi0(config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras={}))
+    optimizer = torch.optim.AdamW(policy.parameters(), 3e-3)
+    generator, text = seeded(), torch.ones(64, 4, dtype=torch.long)
+    for _ in range(200):
+        state = torch.randn(64, 5, generator=generator)
+        actions = state[:, None, :1].sign() * torch.linspace(0.5, 1.0, 6)[None, :, None].expand(64, 6, 3)
+        loss = policy.loss(Observation(state, text, {}), actions, torch.zeros(64, 6, dtype=torch.bool), generator)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    state = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0]])
+    with torch.inference_mode():
+        sampled = policy.sample(Observation(state, text[:2], {}), generator)
+    expected = torch.tensor([1.0, -1.0])[:, None, None] * torch.linspace(0.5, 1.0, 6)[None, :, None]
+    assert (sampled - expected).abs().mean() < 0.2
+
+
+def test_time_embedding_is_openpis() -> None:
+    t, width = torch.tensor([0.0, 0.3, 1.0]), 8
+    expected = torch.empty(3, width, dtype=torch.float64)
+    for i in range(width // 2):
+        period = 4e-3 * (4.0 / 4e-3) ** (i / (width // 2 - 1))
+        angle = 2 * torch.pi * t.double() / period
+        expected[:, i], expected[:, width // 2 + i] = angle.sin(), angle.cos()
+    torch.testing.assert_close(time_embedding(t, width), expected.float())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions_per_token": 4}, "multiple"),
+        ({"execute_len": 7}, r"1..chunk_len"),
+        ({"prediction": "velocity"}, "set loss"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)

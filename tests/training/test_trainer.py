@@ -1,0 +1,171 @@
+"""Training is a function of its settings: the same bits when run again, interrupted or resumed."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import write_reaching_data
+
+from robostack.datasets.store import EpisodeStore
+from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
+from robostack.policies.pi0 import Pi0Config
+from robostack.training.config import TrainConfig
+from robostack.training.log import read_log
+from robostack.training.trainer import TrainingError, resume, schedule, train
+
+POLICY = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=32, prefix_width=16, depth=2, heads=2)
+
+
+def settings(tmp_path: Path, **changes) -> TrainConfig:
+    data = tmp_path / "data"
+    if not data.exists():
+        write_reaching_data(data)
+    base = TrainConfig(data, tmp_path / "run", steps=40, batch=16, warmup_steps=5, log_every=5, checkpoint_every=20)
+    return dataclasses.replace(base, threads=1, **changes)
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    folder = newest(run)
+    names = ("model", "average", "optimizer")
+    return {f"{name}/{key}": value for name in names for key, value in load_file(folder / f"{name}.safetensors").items()}
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = tensors(one), tensors(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        train("pi0", POLICY, settings(tmp_path, out=tmp_path / name, seed=seed))
+    assert same(tmp_path / "one", tmp_path / "two") and not same(tmp_path / "one", tmp_path / "other")
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """N steps == some steps + kill −9 + resume, over processes as a user would do it."""
+    whole = settings(tmp_path, out=tmp_path / "whole")
+    train("pi0", POLICY, whole)
+    flags = {"steps": 40, "batch": 16, "warmup-steps": 5, "log-every": 5, "checkpoint-every": 20, "threads": 1}
+    flags |= {f"policy.{key.replace('_', '-')}": value for key, value in dataclasses.asdict(POLICY).items()}
+    arguments = [text for key, value in flags.items() for text in (f"--{key}", str(value))]
+    command = [sys.executable, "-c", "from robostack.cli import main; raise SystemExit(main())", "train", "pi0"]
+    run = tmp_path / "killed"
+    process = subprocess.Popen(
+        # A pause at step 30, past the checkpoint of step 20, so that the kill falls where it is wanted.
+        [sys.executable, "-c", PAUSED, "train", "pi0", "--data", str(whole.data), "--out", str(run), *arguments],
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not any(line["step"] >= 30 for line in read_log(run)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert newest(run).name == "step-00000020"
+    subprocess.run([*command, "--resume", str(run)], check=True, stderr=subprocess.DEVNULL)
+    assert same(run, tmp_path / "whole")
+    assert [line["step"] for line in read_log(run)] == [line["step"] for line in read_log(tmp_path / "whole")]
+    losses = [[line["loss"] for line in read_log(folder)] for folder in (run, tmp_path / "whole")]
+    assert losses[0] == losses[1]
+
+
+PAUSED = """
+import time
+from robostack.training.log import TrainingLog
+write = TrainingLog.write
+def slow(self, step, *rest):
+    report = write(self, step, *rest)
+    if step == 30:
+        time.sleep(600)
+    return report
+TrainingLog.write = slow
+from robostack.cli import main
+raise SystemExit(main())
+"""
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    train("pi0", POLICY, config)
+    before = tensors(config.out)
+    resume(config.out, "pi0")
+    assert all(torch.equal(value, before[key]) for key, value in tensors(config.out).items())
+
+
+def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        resume(config.out)
+    train("pi0", POLICY, config)
+    with pytest.raises(CheckpointError, match="is a run of pi0, expected act"):
+        resume(config.out, "act")
+    with pytest.raises(FileExistsError, match="--resume"):
+        train("pi0", POLICY, config)
+    (newest(config.out) / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        resume(config.out)
+
+
+def test_the_loss_falls_and_everything_is_logged(tmp_path: Path) -> None:
+    config = settings(tmp_path, steps=150, log_every=10, batch=64)
+    seen = []
+    train("pi0", POLICY, config, seen.append)
+    log = read_log(config.out)
+    assert [line["step"] for line in log] == list(range(10, 151, 10)) and len(seen) == len(log)
+    assert log[-1]["loss"] < 0.6 * log[0]["loss"]
+    assert all(math.isfinite(value) for line in log for value in line.values())
+    assert log[-1]["learning_rate"] < 0.01 * config.learning_rate < log[0]["learning_rate"]
+    assert all(0 <= line["data_wait"] < 1 for line in log)
+    assert any((config.out / "tensorboard").iterdir())
+    training = Checkpoint.read(config.out).training
+    assert training["data"] == {"path": str(config.data), "episodes": 8, "seeds": [0, 7]} and training["commit"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(tmp_path: Path) -> None:
+    config = settings(tmp_path, learning_rate=1e30, gradient_clip=1e30, checkpoint_every=1, log_every=1)
+    with pytest.raises(TrainingError, match="is nan|is inf"):
+        train("pi0", POLICY, config)
+
+
+def test_schedule_rises_and_falls() -> None:
+    values = [schedule(step, 10, 110) for step in range(111)]
+    assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert values[60] == pytest.approx(0.5) and values[110] == pytest.approx(0.0)
+    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+
+
+def test_the_average_follows_the_weights(tmp_path: Path) -> None:
+    """After one step with decay min(0.999, 1/11): average = 1/11 · initial + 10/11 · stepped."""
+    config = settings(tmp_path, steps=1, log_every=1)
+    train("pi0", POLICY, config)
+    stored = tensors(config.out)
+    checkpoint = Checkpoint.read(config.out)
+    torch.manual_seed(config.seed)
+    initial = checkpoint.build().state_dict()
+    for key, value in initial.items():
+        expected = value / 11 + stored[f"model/{key}"] * 10 / 11
+        torch.testing.assert_close(stored[f"average/{key}"], expected)
+
+
+def test_data_is_checked_before_anything_is_written(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    for change, message in (
+        ({"data": tmp_path / "nowhere"}, "not a robostack data set"),
+        ({"observe": ("observation.images.top",)}, "lacks observation.images.top"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train("pi0", POLICY, dataclasses.replace(config, **change))
+    with pytest.raises(ValueError, match="too few frames for a chunk of 40"):
+        train("pi0", Pi0Config(), config)
+    assert not config.out.exists()
+    assert json.dumps(EpisodeStore(config.data).provenance) and np.isfinite(EpisodeStore(config.data).fps)
