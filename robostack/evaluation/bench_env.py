@@ -1,0 +1,154 @@
+"""`robostack bench env`: control steps a second of the ALOHA environment, beside gym_aloha on the same machine.
+
+Every case alternates short blocks of one program and the other, so that a machine that slows down slows both, and
+reports medians over the blocks. Both play the same demonstration: reaching through air is cheaper than contacts.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from robostack import envs
+from robostack.envs.aloha.cameras import Camera
+from robostack.envs.aloha.env import AlohaEnv
+from robostack.envs.gl import choose_gl
+from robostack.experts import make_expert
+from robostack.provenance import describe_machine
+
+ENVIRONMENT = "aloha-transfer-cube"
+PIXELS = Camera("top", mount="top", height=96, width=96)
+VECTOR_ENVS = 16
+
+
+def bench_env() -> Iterator[dict[str, Any]]:
+    """Measurements with the keys of `robostack bench`; takes about 45 s on two cores."""
+    choose_gl()  # before gym_aloha is imported: dm_control would try a window first
+    actions = make_expert(ENVIRONMENT).demonstrate(envs.make(ENVIRONMENT), seed=0)["action"]
+    yield from _state(actions)
+    yield from _vector(actions)
+    yield from _pixels(actions)
+
+
+def _state(actions: np.ndarray) -> Iterator[dict[str, Any]]:
+    """One environment without pictures; CPU time, since both use one thread."""
+    ours, peer = _ours(), _gym_aloha_without_pictures()
+
+    def our_episode() -> int:
+        return _play(lambda: ours.reset(seed=0), ours.step, actions)
+
+    def peer_episode() -> int:
+        return _play(peer.reset, peer.step, actions)
+
+    rate, peer_rate = _alternate(our_episode, peer_episode, blocks=12, clock=time.process_time)
+    peer_name = f"gym_aloha {version('gym-aloha')} without its renders"
+    yield _measurement("state, one environment", "per CPU second", rate, peer_name, peer_rate)
+
+
+def _vector(actions: np.ndarray) -> Iterator[dict[str, Any]]:
+    """All cores against one environment of ours; wall time."""
+    ours = _ours()
+    vector = envs.make_vector(ENVIRONMENT, VECTOR_ENVS)
+    batches = np.repeat(actions[:, None], VECTOR_ENVS, axis=1)
+
+    def vector_episodes() -> int:
+        return VECTOR_ENVS * _play(lambda: vector.reset(seed=0), vector.step, batches[:200])
+
+    def our_episodes() -> int:
+        return sum(_play(lambda: ours.reset(seed=0), ours.step, actions[:200]) for _ in range(VECTOR_ENVS // 2))
+
+    rate, single = _alternate(vector_episodes, our_episodes, blocks=7, clock=time.perf_counter)
+    vector.close()
+    yield _measurement(f"state, {VECTOR_ENVS} environments", "per second", rate, "robostack, one environment", single)
+
+
+def _pixels(actions: np.ndarray) -> Iterator[dict[str, Any]]:
+    """One 96×96 camera in every observation; wall time, since OpenGL in software may take several threads."""
+    from gym_aloha.env import AlohaEnv as GymAlohaEnv
+
+    ours = envs.make(ENVIRONMENT, cameras=(PIXELS,)).unwrapped
+    peer = GymAlohaEnv(
+        "transfer_cube", obs_type="pixels_agent_pos", observation_width=PIXELS.width, observation_height=PIXELS.height
+    )
+    # gym_aloha renders three 480×640 pictures a step, whatever size it is asked for.
+
+    def our_steps() -> int:
+        return _play(lambda: ours.reset(seed=0), ours.step, actions[:150])
+
+    def peer_steps() -> int:
+        return _play(lambda: peer.reset(seed=0), peer.step, actions[:8])
+
+    rate, peer_rate = _alternate(our_steps, peer_steps, blocks=5, clock=time.perf_counter)
+    ours.close()
+    yield _measurement(
+        "pixels, one 96x96 camera", "per second", rate, f"gym_aloha {version('gym-aloha')} pixels_agent_pos", peer_rate
+    )
+
+
+def _ours() -> AlohaEnv:
+    env = envs.make(ENVIRONMENT).unwrapped
+    assert isinstance(env, AlohaEnv)
+    return env
+
+
+def _gym_aloha_without_pictures() -> Any:
+    """gym_aloha's dm_control environment with its whole observation but the three pictures."""
+    from gym_aloha.env import AlohaEnv as GymAlohaEnv
+    from gym_aloha.tasks import sim
+
+    peer = GymAlohaEnv("transfer_cube")._env
+    task = peer.task
+
+    def observe(physics: Any) -> dict[str, Any]:
+        return {
+            "qpos": task.get_qpos(physics),
+            "qvel": task.get_qvel(physics),
+            "env_state": task.get_env_state(physics),
+        }
+
+    task.get_observation = observe
+    start: Any = sim.BOX_POSE
+    start[0] = _ours().reset(seed=0)[0]["observation.environment_state"]  # the same cube pose as ours
+    return peer
+
+
+def _play(reset: Callable[[], Any], step: Callable[[np.ndarray], Any], actions: np.ndarray) -> int:
+    reset()
+    for action in actions:
+        step(action)
+    return len(actions)
+
+
+def _alternate(
+    first: Callable[[], int], second: Callable[[], int], blocks: int, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """Median rates of two programs that take turns; each call returns how many steps it made.
+
+    One unmeasured block of each comes first: it loads libraries and fills caches.
+    """
+    first()
+    second()
+    rates: tuple[list[float], list[float]] = ([], [])
+    for _ in range(blocks):
+        for program, found in zip((first, second), rates, strict=True):
+            start = clock()
+            steps = program()
+            found.append(steps / (clock() - start))
+    return median(rates[0]), median(rates[1])
+
+
+def _measurement(case: str, unit: str, value: float, peer: str, peer_value: float) -> dict[str, Any]:
+    return {
+        "bench": "env",
+        "case": case,
+        "metric": "control steps",
+        "unit": unit,
+        "value": round(value, 1),
+        "peer": peer,
+        "peer_value": round(peer_value, 1),
+        "ratio": round(value / peer_value, 3),
+        "machine": describe_machine(),
+    }
