@@ -1,13 +1,15 @@
 """Which OpenGL backend MuJoCo renders with on a machine without a screen.
 
-MuJoCo reads `MUJOCO_GL` once, while it is imported, so the choice falls before that import and without it: the
-libraries are loaded with ctypes, and EGL is asked for a display as MuJoCo will do later.
-EGL comes first because it also drives GPUs. Simulation without images needs none of this.
+MuJoCo reads `MUJOCO_GL` once, while it is imported, so the choice falls before that import and without it. A backend
+is tried out in a process of its own, about 0.08 s: a broken driver cannot take this one down, and neither its threads
+nor its shutdown touch an OpenGL that this process already uses. EGL comes first because it also drives GPUs.
+Simulation without images needs none of this.
 """
 
 import contextlib
 import ctypes
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -29,6 +31,7 @@ _EGL_ATTRIBUTES = (  # what MuJoCo will ask for
     0x3038,                                      # end of list
 )
 # fmt: on
+_OSMESA_RGBA = 0x1908
 
 
 def choose_gl() -> str | None:
@@ -70,7 +73,16 @@ def require_gl() -> str:
 @cache
 def _working_backend(platform: str) -> str | None:
     """The first backend that works; `platform` (PYOPENGL_PLATFORM) rules out the others when it is set."""
-    return next((name for name, works in _CHECKS.items() if platform in ("", name) and works()), None)
+    return next((name for name in _CHECKS if platform in ("", name) and _works(name)), None)
+
+
+def _works(backend: str) -> bool:
+    """Runs this file by itself to try a backend out; a crash or a driver that hangs is a no."""
+    command = [sys.executable, "-I", "-S", __file__, backend]
+    try:
+        return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=30).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _egl_works() -> bool:
@@ -101,18 +113,17 @@ def _egl_display_works(egl: ctypes.CDLL, display: int) -> bool:
     config, count = ctypes.c_void_p(), ctypes.c_int()
     attributes = (ctypes.c_int * len(_EGL_ATTRIBUTES))(*_EGL_ATTRIBUTES)
     chosen = egl.eglChooseConfig(handle, attributes, ctypes.byref(config), 1, ctypes.byref(count))
-    works = bool(chosen and count.value and egl.eglBindAPI(_EGL_OPENGL_API))
-    egl.eglTerminate(handle)  # ends the driver's threads: a later fork finds none
-    return works
+    return bool(chosen and count.value and egl.eglBindAPI(_EGL_OPENGL_API))
 
 
 def _osmesa_works() -> bool:
-    """Whether OSMesa loads. No context is tried: its threads would outlive it, and a forked child would miss them."""
+    """Whether OSMesa loads and gives a context."""
     try:
-        _load_first("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
+        osmesa = _load_first("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
     except OSError:
         return False
-    return True
+    osmesa.OSMesaCreateContextExt.restype = ctypes.c_void_p
+    return bool(osmesa.OSMesaCreateContextExt(_OSMESA_RGBA, 24, 8, 0, None))
 
 
 def _load_first(*names: str) -> ctypes.CDLL:
@@ -126,5 +137,5 @@ def _load_first(*names: str) -> ctypes.CDLL:
 _CHECKS: dict[str, Callable[[], bool]] = {"egl": _egl_works, "osmesa": _osmesa_works}
 
 
-if __name__ == "__main__":  # scripts/setup runs this file by itself, before any package is imported
-    sys.stdout.write(f"{choose_gl() or 'none'}\n")
+if __name__ == "__main__":  # `python gl.py egl`: exit status 0 if it works; scripts/setup asks this too
+    sys.exit(0 if _CHECKS[sys.argv[1]]() else 1)

@@ -21,7 +21,7 @@ def clean_environment(monkeypatch):
 
 
 def backends(monkeypatch, **works: bool):
-    monkeypatch.setattr(gl, "_CHECKS", {name: lambda answer=answer: answer for name, answer in works.items()})
+    monkeypatch.setattr(gl, "_works", lambda backend: works[backend])
 
 
 def test_egl_comes_before_osmesa(monkeypatch):
@@ -63,31 +63,41 @@ def test_pyopengl_platform_rules_out_the_other_backend(monkeypatch):
     assert gl.choose_gl() == "osmesa"
 
 
-def test_the_check_runs_once(monkeypatch):
-    calls = []
-    monkeypatch.setattr(gl, "_CHECKS", {"egl": lambda: bool(calls.append(1)), "osmesa": lambda: False})
+def test_each_backend_is_tried_once(monkeypatch):
+    tried = []
+    monkeypatch.setattr(gl, "_works", lambda backend: bool(tried.append(backend)))
     assert gl.choose_gl() is None
     assert gl.choose_gl() is None
-    assert len(calls) == 1
+    assert tried == ["egl", "osmesa"]
 
 
-def test_missing_libraries_are_no_error(monkeypatch):
+def test_a_driver_that_crashes_or_hangs_is_a_no(monkeypatch, tmp_path):
+    driver = tmp_path / "gl.py"
+    monkeypatch.setattr(gl, "__file__", str(driver))
+    driver.write_text("import os; os.abort()")
+    assert not gl._works("egl")
+    run = subprocess.run
+    monkeypatch.setattr(gl.subprocess, "run", lambda command, **options: run(command, **options | {"timeout": 0.2}))
+    driver.write_text("import time; time.sleep(60)")
+    assert not gl._works("egl")
+
+
+def test_missing_libraries_are_a_no(monkeypatch):
     def no_library(name):
         raise OSError(name)
 
     monkeypatch.setattr(gl.ctypes, "CDLL", no_library)
-    assert gl.choose_gl() is None
+    assert not gl._egl_works()
+    assert not gl._osmesa_works()
 
 
 def test_the_choice_renders_and_is_made_without_mujoco():
-    """In a process of its own: the choice imports no mujoco, leaves no thread behind, and MuJoCo can use it."""
+    """In a process of its own: the choice imports no mujoco, MuJoCo can use it, and trying again does no harm."""
     script = """
-import os, sys
-from robostack.envs.gl import choose_gl
-threads = os.listdir("/proc/self/task")
-backend = choose_gl()
+import sys
+from robostack.envs import gl
+backend = gl.choose_gl()
 assert "mujoco" not in sys.modules
-assert os.listdir("/proc/self/task") == threads
 if backend is None:
     sys.exit(77)
 import mujoco
@@ -97,6 +107,8 @@ with mujoco.Renderer(model, 32, 32) as renderer:
     mujoco.mj_forward(model, data)
     renderer.update_scene(data)
     assert renderer.render().max() > 0
+    gl._works(backend)
+    assert renderer.render().max() > 0
 """
     environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
@@ -105,8 +117,8 @@ with mujoco.Renderer(model, 32, 32) as renderer:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_real_check_is_quick():
-    gl._egl_works()  # the first call reads the driver from disk
+def test_the_choice_is_quick():
+    gl._works("egl")  # the first call reads the driver from disk
     started = time.perf_counter()
-    gl._egl_works()
-    assert time.perf_counter() - started < 0.5  # 0.05 s measured; a shared machine is granted tenfold
+    gl._works("egl")
+    assert time.perf_counter() - started < 5  # 0.1 s measured; a busy machine is granted much more
