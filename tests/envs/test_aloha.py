@@ -223,7 +223,8 @@ def test_actions_of_another_shape_are_refused():
         env.step(np.zeros(16))
 
 
-def test_divergence_names_seed_and_step():
+def test_divergence_names_seed_and_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warning to MUJOCO_LOG.TXT
     env = aloha()
     env.reset(seed=7)
     env.step(START)
