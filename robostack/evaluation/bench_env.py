@@ -21,7 +21,7 @@ from robostack.provenance import describe_machine
 
 ENVIRONMENT = "aloha-transfer-cube"
 PIXELS = Camera("top", mount="top", height=96, width=96)
-VECTOR_ENVS = 16
+VECTOR_ENVS = 32  # enough for the threads to wait little for each other
 
 
 def bench_env() -> Iterator[dict[str, Any]]:
