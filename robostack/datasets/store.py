@@ -84,9 +84,7 @@ class EpisodeWriter:
             key, shape=(0, *shape), chunks=(rows, *shape), dtype=dtype, config={"write_empty_chunks": True}
         )
 
-    def append(
-        self, episode: Mapping[str, np.ndarray], task: str, provenance: Mapping[str, Any] | None = None
-    ) -> int:
+    def append(self, episode: Mapping[str, np.ndarray], task: str, provenance: Mapping[str, Any] | None = None) -> int:
         """Writes one episode of arrays (T, *feature.shape); gives its index. Entries of `provenance` replace those of
         the data set. Raises DataError and writes nothing if a feature is missing, unknown, of another shape or length,
         or not finite."""
@@ -180,9 +178,7 @@ class EpisodeStore:
         try:
             array = self._group[key]
         except (KeyError, ValueError) as error:
-            raise DataError(
-                f"{self.path} is truncated: array {key} is missing or unreadable; restore it"
-            ) from error
+            raise DataError(f"{self.path} is truncated: array {key} is missing or unreadable; restore it") from error
         assert isinstance(array, zarr.Array)
         return array
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +14,7 @@ from robostack.experts import make_expert
 from robostack.policies.checkpoint import Checkpoint
 
 
+@runtime_checkable
 class Actor(Protocol):
     """Acts in one episode at a time."""
 

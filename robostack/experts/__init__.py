@@ -13,6 +13,10 @@ from robostack.envs.aloha.cameras import Camera
 class Expert(Protocol):
     """Plays whole episodes of one environment."""
 
+    def plan_episode(self, env: gym.Env, seed: int) -> np.ndarray:
+        """All actions (steps, action_dim) for the episode of `seed`, to which `env` has just been reset."""
+        ...
+
     def demonstrate(self, env: gym.Env, seed: int, cameras: Sequence[Camera] = ()) -> dict[str, np.ndarray]:
         """Plays the episode of `seed`; the result depends on nothing else.
 

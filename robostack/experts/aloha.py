@@ -56,20 +56,19 @@ class AlohaExpert:
 
     plan: Plan
 
-    def actions(self, env: AlohaEnv, generator: np.random.Generator) -> np.ndarray:
-        """The (400, 14) float32 actions for the episode that `env` has just been reset to."""
-        waypoints = self.plan(env.data.qpos[16:].copy(), generator)
-        arms = [_arm_actions(ArmKinematics(env.model, side), side, waypoints[side]) for side in ("left", "right")]
+    def plan_episode(self, env: gym.Env, seed: int) -> np.ndarray:
+        """The (400, 14) float32 actions for the episode of `seed`, to which `env` has just been reset."""
+        aloha = _unwrapped(env)
+        # A stream of its own, so that the start of an episode does not depend on who plays it.
+        waypoints = self.plan(aloha.data.qpos[16:].copy(), np.random.default_rng([seed, 1]))
+        arms = [_arm_actions(ArmKinematics(aloha.model, side), side, waypoints[side]) for side in ("left", "right")]
         return np.concatenate(arms, axis=1).astype(np.float32)
 
     def demonstrate(self, env: gym.Env, seed: int, cameras: Sequence[Camera] = ()) -> dict[str, np.ndarray]:
         """Plays the episode of `seed`: see `Expert.demonstrate`."""
-        aloha = env.unwrapped
-        if not isinstance(aloha, AlohaEnv):
-            raise TypeError(f"expected an AlohaEnv, came {type(aloha).__name__}")
+        aloha = _unwrapped(env)
         observation, _ = env.reset(seed=seed)
-        # A stream of its own, so that the start of an episode does not depend on who plays it.
-        actions = self.actions(aloha, np.random.default_rng([seed, 1]))
+        actions = self.plan_episode(env, seed)
         episode: dict[str, list[np.ndarray]] = {}
         rewards = np.zeros(len(actions), dtype=np.float32)
         for step, action in enumerate(actions):
@@ -81,13 +80,19 @@ class AlohaExpert:
         return recorded | {"action": actions, "next.reward": rewards, "next.success": rewards == 4}
 
 
+def _unwrapped(env: gym.Env) -> AlohaEnv:
+    if not isinstance(env.unwrapped, AlohaEnv):
+        raise TypeError(f"expected an AlohaEnv, came {type(env.unwrapped).__name__}")
+    return env.unwrapped
+
+
 def plan_transfer_cube(objects: np.ndarray, generator: np.random.Generator) -> dict[Side, list[Waypoint]]:
     """The right arm lifts the cube and holds it out; the left arm takes it from the other side, above and below."""
     cube = np.array([*objects[:2], 0.02])
     above, over, grasp, closed, lifted, offered, met, left_closed, released, apart = _times(
         generator, (55, 25, 18, 18, 25, 45, 30, 18, 14, 40)
     )
-    meet = np.array([0.0, 0.5, 0.25]) + generator.uniform(-0.01, 0.01, 3)
+    meet = MEETING_PLACE + np.array([0, 0, 0.05])
     hover = cube + np.array([0, 0, 0.10]) + generator.uniform(-0.01, 0.01, 3)
     pick = cube + generator.uniform(-0.003, 0.003, 3)
     take = meet + np.array([0.008, 0, 0])  # a little deeper than the middle: a firmer grip
@@ -125,7 +130,7 @@ def plan_transfer_cube(objects: np.ndarray, generator: np.random.Generator) -> d
 def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[Side, list[Waypoint]]:
     """The right arm takes the peg, the left arm the socket; they meet in the air and push together."""
     above, over, grasp, closed, lifted, facing, inserted = _times(generator, (55, 25, 18, 18, 25, 45, 50))
-    meet = np.array([0.0, 0.5, 0.20]) + generator.uniform(-0.01, 0.01, 3)
+    meet = MEETING_PLACE
 
     def arm(lying: np.ndarray, grip: np.ndarray, outward: np.ndarray) -> list[Waypoint]:
         """Takes an object at `grip` from its centre, so that its centre comes to where the two meet."""

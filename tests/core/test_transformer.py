@@ -11,7 +11,11 @@ from robostack.core.transformer import StreamConfig, Transformer, TransformerCon
 def two_streams(condition: int = 6) -> Transformer:
     torch.manual_seed(0)
     config = TransformerConfig(
-        streams=(StreamConfig(12, 24), StreamConfig(8, 16, condition=condition)), depth=3, heads=4, kv_heads=2, head_dim=4
+        streams=(StreamConfig(12, 24), StreamConfig(8, 16, condition=condition)),
+        depth=3,
+        heads=4,
+        kv_heads=2,
+        head_dim=4,
     )
     model = Transformer(config).double()
     with torch.no_grad():
@@ -30,12 +34,8 @@ def test_prefix_cache_gives_the_joint_forward() -> None:
     valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     blocks = torch.tensor([0] * 5 + [1, 2, 2])
     everything = torch.cat([valid, torch.ones(2, 3, dtype=torch.bool)], dim=1)
-    joint, _ = model(
-        [prefix, suffix], block_mask(blocks, blocks, everything), torch.arange(8)[None], [None, condition]
-    )
-    _, cache = model(
-        [prefix, None], block_mask(blocks[:5], blocks[:5], valid), torch.arange(5)[None], [None, None]
-    )
+    joint, _ = model([prefix, suffix], block_mask(blocks, blocks, everything), torch.arange(8)[None], [None, condition])
+    _, cache = model([prefix, None], block_mask(blocks[:5], blocks[:5], valid), torch.arange(5)[None], [None, None])
     cached, _ = model(
         [None, suffix], block_mask(blocks[5:], blocks, everything), torch.arange(5, 8)[None], [None, condition], cache
     )
@@ -54,7 +54,9 @@ def test_a_stream_does_not_change_what_may_not_see_it() -> None:
 
 def test_a_fresh_conditioned_stream_passes_through_unchanged() -> None:
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig((StreamConfig(8, 16, condition=6),), depth=2, heads=2, kv_heads=1, head_dim=4))
+    model = Transformer(
+        TransformerConfig((StreamConfig(8, 16, condition=6),), depth=2, heads=2, kv_heads=1, head_dim=4)
+    )
     x = torch.randn(2, 3, 8)
     outputs, _ = model([x], None, torch.arange(3)[None], [torch.randn(2, 1, 6)])
     torch.testing.assert_close(outputs[0], torch.nn.functional.rms_norm(x, (8,), eps=1e-6))
@@ -67,8 +69,15 @@ def test_one_stream_is_gemma() -> None:
     torch.manual_seed(0)
     theirs = GemmaModel(
         GemmaConfig(
-            vocab_size=11, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=1, head_dim=8, hidden_activation="gelu_pytorch_tanh", attn_implementation="eager",
+            vocab_size=11,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=8,
+            hidden_activation="gelu_pytorch_tanh",
+            attn_implementation="eager",
         )  # fmt: skip
     ).eval()
     ours = Transformer(TransformerConfig((StreamConfig(16, 24),), depth=2, heads=4, kv_heads=1, head_dim=8)).eval()

@@ -60,7 +60,7 @@ def test_same_controls_give_gym_alohas_trajectory_bit_for_bit(name, kind):
     env.reset(seed=5)
     if kind == "expert":  # grasps, carries, hands over, inserts: rich in contacts
         # In float64, as gym_aloha computes with the precision that it is given.
-        actions = EXPERTS[name].actions(env, np.random.default_rng(5)).astype(np.float64)
+        actions = EXPERTS[name].plan_episode(env, seed=5).astype(np.float64)
     else:
         actions = wild_actions(np.random.default_rng(5))
     peer = gym_aloha_peer(name, env.data.qpos[16:].copy())
@@ -184,7 +184,7 @@ def test_rewards_are_alohas_stages():
 def test_success_is_remembered_and_ends_nothing():
     env = aloha()
     env.reset(seed=0)
-    actions = EXPERTS[NAMES[0]].actions(env, np.random.default_rng(0))
+    actions = EXPERTS[NAMES[0]].plan_episode(env, seed=0)
     for action in actions[:300]:
         _, reward, terminated, _, info = env.step(action)
         assert not terminated and info["stage"] == reward

@@ -32,12 +32,12 @@ def test_programs_take_turns_and_medians_forget_warming_up_and_hiccups():
     clock, log = Clock(), []
     first = clock.program("first", 10, [9, 1, 5, 1], log)
     second = clock.program("second", 10, [9, 2, 2, 8], log)
-    assert bench_env._alternate(first, second, blocks=3, clock=clock) == (10, 5)
+    assert bench_env._alternate(first, second, blocks=3, clock=clock) == (10, 5, 2)
     assert log == ["first", "second"] * 4
 
 
 def test_a_measurement_has_the_keys_of_the_design():
-    found = bench_env._measurement("state", "per second", 20.0, "peer 1.0", 10.0)
+    found = bench_env._measurement("state", "per second", 20.0, "peer 1.0", 10.0, 2.0)
     assert list(found) == ["bench", "case", "metric", "unit", "value", "peer", "peer_value", "ratio", "machine"]
     assert found["ratio"] == 2
     json.dumps(found)

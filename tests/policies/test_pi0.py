@@ -58,7 +58,9 @@ def test_every_part_of_the_observation_matters(cameras: dict[str, tuple[int, int
     if cameras:
         changes["images"] = {"top": observation.images["top"].flip(1)}
     for name, value in changes.items():
-        assert not torch.allclose(policy.sample(dataclasses.replace(observation, **{name: value}), seeded()), before), name
+        assert not torch.allclose(policy.sample(dataclasses.replace(observation, **{name: value}), seeded()), before), (
+            name
+        )
 
 
 @pytest.mark.parametrize("cameras", [{}, {"top": (32, 32)}])

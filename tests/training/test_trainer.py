@@ -37,7 +37,9 @@ def settings(tmp_path: Path, **changes) -> TrainConfig:
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     folder = newest(run)
     names = ("model", "average", "optimizer")
-    return {f"{name}/{key}": value for name in names for key, value in load_file(folder / f"{name}.safetensors").items()}
+    return {
+        f"{name}/{key}": value for name in names for key, value in load_file(folder / f"{name}.safetensors").items()
+    }
 
 
 def same(one: Path, other: Path) -> bool:

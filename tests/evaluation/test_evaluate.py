@@ -1,0 +1,133 @@
+"""One episode is one seed: whatever runs beside it. And an evaluation tells what it found, once, in one place."""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robostack import envs
+from robostack.datasets.store import EpisodeStore
+from robostack.evaluation.actors import ExpertActor, PolicyActor
+from robostack.evaluation.evaluate import EvalConfig, evaluate, summarize
+from robostack.evaluation.rollout import Episode, run_episode, run_episodes
+from robostack.evaluation.video import read_frames
+from robostack.experts.collect import CollectConfig, collect, spread
+from robostack.policies.pi0 import Pi0Config
+from robostack.training.config import TrainConfig
+from robostack.training.trainer import train
+
+ENV = "aloha-transfer-cube"
+POLICY = Pi0Config(expert_width=32, prefix_width=16, depth=1, heads=2, sample_steps=2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A barely trained policy: its arms wander, so that every difference would show."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    collect(CollectConfig(ENV, folder / "data", episodes=2, workers=1))
+    config = TrainConfig(folder / "data", folder / "run", steps=4, batch=8, log_every=2, threads=1)
+    return train("pi0", POLICY, config)
+
+
+def outcome(episode: Episode) -> Episode:
+    return dataclasses.replace(episode, latencies_ms=())
+
+
+def test_an_episode_does_not_depend_on_workers_order_or_company(run: Path) -> None:
+    env, actor = envs.make(ENV), PolicyActor(run)
+    alone = {seed: outcome(run_episode(env, actor, seed)) for seed in (13, 11)}
+    make = partial(PolicyActor, run)
+    for workers in (1, 2):
+        together = {e.seed: outcome(e) for e in run_episodes(ENV, make, (11, 12, 13), workers)}
+        assert {seed: together[seed] for seed in alone} == alone
+
+
+def test_actions_do_not_depend_on_what_the_actor_did_before(run: Path) -> None:
+    env, actor = envs.make(ENV), PolicyActor(run)
+
+    def first_chunk(seed: int) -> np.ndarray:
+        observation, _ = env.reset(seed=seed)
+        actor.begin(env, seed)
+        return actor.act(observation)
+
+    before = first_chunk(3)
+    first_chunk(4)
+    assert np.array_equal(first_chunk(3), before) and before.shape == (POLICY.execute_len, 14)
+
+
+def test_an_evaluation_is_written_once_and_whole(run: Path) -> None:
+    seen = []
+    evaluation = evaluate(str(run), EvalConfig(ENV, episodes=3, videos=1), seen.append)
+    folder = run / f"eval-{ENV}"
+    assert evaluation.folder == folder and len(seen) == 3
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == evaluation.summary
+    assert {"env", "policy", "episodes", "seed", "success", "success_interval", "final"} <= set(summary)
+    assert summary["success_interval"][0] <= summary["success"] <= summary["success_interval"][1]
+    assert sum(summary["stages"].values()) == 3
+    records = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    assert [record["seed"] for record in records] == [1_000_000, 1_000_001, 1_000_002]
+    assert all(record["chunks"] == 400 // POLICY.execute_len for record in records)
+    page = (folder / "report.html").read_text()
+    videos = list((folder / "videos").iterdir())
+    assert len(videos) == page.count("<video") == 1
+    assert len(read_frames(videos[0])) == 201
+    with pytest.raises(FileExistsError, match="already exists"):
+        evaluate(str(run), EvalConfig(ENV, episodes=1))
+
+
+def test_seeds_of_the_demonstrations_are_refused(run: Path) -> None:
+    with pytest.raises(ValueError, match="demonstrations of seeds 0 to 1"):
+        evaluate(str(run), EvalConfig(ENV, episodes=5, seed=1))
+
+
+def test_the_expert_is_evaluated_like_a_policy(tmp_path: Path) -> None:
+    actor, env = ExpertActor(ENV), envs.make(ENV)
+    episode = run_episode(env, actor, 7)
+    assert episode.success and episode.final and len(episode.latencies_ms) == 1
+    evaluation = evaluate("expert", EvalConfig(ENV, episodes=2, videos=0, out=tmp_path / "expert"))
+    assert evaluation.summary["policy"] == "expert" and evaluation.summary["final"] == 1.0
+
+
+def test_a_summary_counts_success_at_any_time_and_at_the_end() -> None:
+    def episode(seed: int, stages: list[int]) -> Episode:
+        reached = [i for i, stage in enumerate(stages) if stage == 4]
+        return Episode(
+            seed, bool(reached), stages[-1] == 4, max(stages), stages[-1], reached[0] if reached else None, (1.0, 3.0)
+        )
+
+    summary = summarize("env", "p", 0, [episode(0, [0, 4, 2]), episode(1, [0, 1, 4]), episode(2, [0, 1, 1])])
+    assert summary["success"] == pytest.approx(2 / 3) and summary["final"] == pytest.approx(1 / 3)
+    assert summary["stages"] == {"0": 0, "1": 1, "2": 0, "3": 0, "4": 2}
+    assert summary["latency_ms_p50"] == 2.0
+
+
+def test_collecting_does_not_depend_on_workers(tmp_path: Path) -> None:
+    stores = []
+    for workers in (1, 2):
+        path = tmp_path / str(workers)
+        done = collect(CollectConfig(ENV, path, episodes=3, seed=5, cameras=("top_zoom:24x32",), workers=workers))
+        assert done.kept == 3
+        stores.append(EpisodeStore(path))
+    one, two = stores
+    assert one.features == two.features and one.features["observation.images.top_zoom"].shape == (24, 32, 3)
+    for key in one.features:
+        assert np.array_equal(one.read(key), two.read(key)), key
+    assert one.provenance["seeds"] == [5, 7] and one.features["action"].units[0] == "rad"
+    entries = spread(one)
+    assert not any(entry.branches for entry in entries) and max(e.largest_step for e in entries) < 0.2
+
+
+def test_two_branches_of_a_joint_are_noticed(tmp_path: Path) -> None:
+    from robostack.datasets.store import EpisodeWriter, Feature
+
+    writer = EpisodeWriter(tmp_path / "data", {"action": Feature((2,), "float32", ("elbow", "wrist"))}, fps=50)
+    rng = np.random.default_rng(0)
+    for episode in range(10):
+        wrist = np.linspace(0, 1.5 if episode % 2 else -1.5, 50)
+        actions = np.stack([rng.normal(0, 0.1, 50), wrist + rng.normal(0, 0.1, 50)], axis=1)
+        writer.append({"action": actions.astype(np.float32)}, "task")
+    assert [entry.branches for entry in spread(EpisodeStore(tmp_path / "data"))] == [False, True]

@@ -1,0 +1,127 @@
+"""The command line: the main job in small, and one clear line for whatever cannot work."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from support import write_reaching_data
+
+from robostack.cli import main
+from robostack.policies.checkpoint import newest
+
+SMALL = ["--steps", "4", "--batch", "8", "--log-every", "2", "--threads", "1"]
+SMALL += ["--policy.expert-width", "32", "--policy.depth", "1", "--policy.sample-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Collect → train → evaluate with a camera, as a user types it."""
+    folder = tmp_path_factory.mktemp("demo")
+    env = ["--env", "aloha-transfer-cube"]
+    assert main(["collect", *env, "--episodes", "2", "--out", f"{folder}/data", "--cameras", "top_zoom:32x32"]) == 0
+    observe = ["--observe", "observation.state", "observation.images.top_zoom"]
+    assert main(["train", "pi0", "--data", f"{folder}/data", "--out", f"{folder}/run", *observe, *SMALL]) == 0
+    assert main(["eval", f"{folder}/run", *env, "--episodes", "2", "--videos", "1"]) == 0
+    return folder
+
+
+def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *expected: str) -> None:
+    """The command fails with one line that holds `expected`."""
+    capsys.readouterr()
+    assert main(arguments) != 0
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and all(text in lines[0] for text in expected), lines
+
+
+def test_collect_train_eval(demo: Path) -> None:
+    assert (demo / "run" / "eval-aloha-transfer-cube" / "report.html").is_file()
+    assert newest(demo / "run").name == "step-00000004"
+
+
+def test_json_is_all_that_standard_output_holds(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    out = str(demo / "again")
+    arguments = [
+        "eval",
+        f"{demo}/run",
+        "--env",
+        "aloha-transfer-cube",
+        "--episodes",
+        "1",
+        "--videos",
+        "0",
+        "--out",
+        out,
+    ]
+    assert main([*arguments, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["episodes"] == 1
+
+
+def test_an_unknown_name_is_answered_with_the_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", f"{tmp_path}/data"]
+    fails(capsys, ["fly"], "unknown verb 'fly'", "collect")
+    fails(capsys, ["collect", "--env", "aloha-transfer-cub", *out], "unknown environment", "aloha-transfer-cube")
+    fails(capsys, ["collect", "--env", "aloha-insertion", "--cameras", "side", *out], "unknown camera", "top_zoom")
+    fails(capsys, ["train", "telepathy", "--data", "d", "--out", "o"], "unknown policy 'telepathy'", "pi0")
+    fails(capsys, ["bench", "everything"], "unknown bench", "env")
+    assert not (tmp_path / "data").exists()
+
+
+def test_nothing_is_overwritten(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(path.stat().st_mtime_ns for path in demo.rglob("*"))
+    env = ["--env", "aloha-transfer-cube"]
+    fails(capsys, ["collect", *env, "--out", f"{demo}/data"], "already exists")
+    fails(capsys, ["train", "pi0", "--data", f"{demo}/data", "--out", f"{demo}/run"], "already exists", "--resume")
+    fails(capsys, ["eval", f"{demo}/run", *env], "already exists")
+    fails(capsys, ["demo", "--out", str(demo)], "already exists")
+    assert sorted(path.stat().st_mtime_ns for path in demo.rglob("*")) == before
+
+
+def test_bad_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_reaching_data(tmp_path / "data")
+    train = ["train", "pi0", "--out", f"{tmp_path}/run", *SMALL, "--data"]
+    fails(capsys, [*train, f"{tmp_path}/nowhere"], "not a robostack data set")
+    fails(capsys, [*train, str(data)], "too few frames for a chunk of 40")
+    observe = ["--policy.chunk-len", "20", "--observe", "observation.state", "observation.environment_state"]
+    fails(capsys, [*train, str(data), *observe], "lacks observation.environment_state")
+    action = zarr.open_group(str(data), mode="r+")["action"]
+    assert isinstance(action, zarr.Array)
+    action[30, 0] = np.nan
+    fails(capsys, [*train, str(data), "--policy.chunk-len", "20"], "action is not finite in episode 1 at frame 6")
+    shutil.rmtree(data / "action" / "c")
+    fails(capsys, [*train, str(data), "--policy.chunk-len", "20"], "truncated: action")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(demo / "run" / "checkpoints", run / "checkpoints")
+    env = ["--env", "aloha-transfer-cube", "--episodes", "1"]
+    fails(capsys, ["eval", f"{tmp_path}/nowhere", *env], "no checkpoint")
+    fails(capsys, ["eval", str(run), *env, "--seed", "0"], "demonstrations of seeds 0 to 1")
+    fails(capsys, ["train", "pi0", "--resume", f"{tmp_path}/nowhere"], "no checkpoint")
+    fails(capsys, ["train", "pi0", "--resume", str(run), "--steps", "9"], "its settings are its own")
+    description = newest(run) / "checkpoint.json"
+    values = json.loads(description.read_text())
+    description.write_text(json.dumps({**values, "policy": "telepathy"}))
+    fails(capsys, ["eval", str(run), *env], "holds the policy 'telepathy'")
+    values["config"]["expert_width"] = 64
+    description.write_text(json.dumps(values))
+    fails(capsys, ["eval", str(run), *env, "--out", f"{tmp_path}/eval"], "does not fit Pi0")
+    assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.parametrize("verb", ["demo", "collect", "train", "eval", "bench", "doctor"])
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert main([verb, "--help"]) == 0
+    except SystemExit as stop:  # how tyro ends after its help
+        assert stop.code == 0
+    captured = capsys.readouterr()
+    assert f"robostack {verb}" in captured.out + captured.err
