@@ -95,8 +95,9 @@ def _gym_aloha_with_pictures() -> Any:
     """gym_aloha as it comes: it renders three 480×640 pictures a step, whatever size it is asked for."""
     from gym_aloha.env import AlohaEnv as GymAlohaEnv
 
-    size = {"observation_width": PIXELS.width, "observation_height": PIXELS.height}
-    return GymAlohaEnv("transfer_cube", obs_type="pixels_agent_pos", **size)
+    return GymAlohaEnv(
+        "transfer_cube", obs_type="pixels_agent_pos", observation_width=PIXELS.width, observation_height=PIXELS.height
+    )
 
 
 def _gym_aloha_pixels(actions: np.ndarray) -> int:
@@ -143,8 +144,8 @@ def _alternate(
 ) -> tuple[float, float, float]:
     """Median rates of two programs that take turns, and the median ratio of blocks that follow each other.
 
-    Each call returns how many steps it made.
-    One unmeasured block of each comes first: it loads libraries and fills caches.
+    Each call returns how many steps it made. One unmeasured block of each comes first: it loads libraries and fills
+    caches.
     """
     first()
     second()
