@@ -167,7 +167,7 @@ def demo(arguments: list[str]) -> int:
     out: Path = _parse("demo", settings, arguments).out
     if out.exists():
         raise FileExistsError(f"{out} already exists: choose another folder with --out or remove it first")
-    for verb, flags in aloha_transfer_cube(out).commands():
+    for verb, *flags in aloha_transfer_cube(out).commands():
         console.rule(f"robostack {verb} {' '.join(flags)}", align="left")
         if code := VERBS[verb][0](flags):
             return code

@@ -1,4 +1,8 @@
-"""Recipes: settings of every stage that are known to work together. A recipe may as well live outside the package."""
+"""Recipes: settings of every stage that are known to work together. A recipe may as well live outside the package.
+
+recipe = aloha_transfer_cube(Path("demo"))
+other = dataclasses.replace(recipe, run=Path("wide"), train=("--policy.expert-width", "256"))
+"""
 
 from __future__ import annotations
 
@@ -8,40 +12,63 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Recipe:
-    """Collect, train and evaluate, all below one folder."""
+    """Collect, train and evaluate: `commands` says how to do it on the command line."""
 
     env: str
-    out: Path
-    episodes: int
-    """Demonstrations to collect."""
+    data: Path
+    run: Path
+    demonstrations: int
     steps: int
-    """Training steps."""
-    evaluation_episodes: int = 100
     cameras: tuple[str, ...] = ()
-    """As NAME:HEIGHTxWIDTH; with cameras the policy sees joints and images and not where the objects are."""
+    """As NAME:HEIGHTxWIDTH; with cameras the policy sees images and joints, and not where the objects are."""
     train: tuple[str, ...] = ()
     """More flags of `robostack train pi0`."""
     seed: int = 0
-    """Of training; demonstrations are always those of the first seeds."""
+    """Of the training; the demonstrations are always those of the first seeds."""
+    evaluations: int = 100
 
-    def commands(self) -> list[tuple[str, list[str]]]:
-        """The verbs of the command line, each with its flags, that carry out the recipe."""
-        data, run = str(self.out / "data"), str(self.out / "run")
-        collect = ["--env", self.env, "--episodes", str(self.episodes), "--out", data]
-        train = ["pi0", "--data", data, "--out", run, "--steps", str(self.steps), "--seed", str(self.seed), *self.train]
-        if self.cameras:
-            collect += ["--cameras", *self.cameras]
-            images = [f"observation.images.{camera.split(':')[0]}" for camera in self.cameras]
-            train += ["--observe", "observation.state", *images]
-        evaluate = [run, "--env", self.env, "--episodes", str(self.evaluation_episodes)]
-        return [("collect", collect), ("train", train), ("eval", evaluate)]
+    def collect_command(self) -> list[str]:
+        """Arguments of `robostack` that collect the demonstrations."""
+        cameras = ["--cameras", *self.cameras] if self.cameras else []
+        count = str(self.demonstrations)
+        return ["collect", "--env", self.env, "--episodes", count, "--out", str(self.data), *cameras]
+
+    def train_command(self) -> list[str]:
+        """Arguments of `robostack` that train the policy."""
+        images = [f"observation.images.{camera.split(':')[0]}" for camera in self.cameras]
+        observe = ["--observe", "observation.state", *images] if images else []
+        settings = ["--steps", str(self.steps), "--seed", str(self.seed), *self.train]
+        return ["train", "pi0", "--data", str(self.data), "--out", str(self.run), *settings, *observe]
+
+    def evaluate_command(self) -> list[str]:
+        """Arguments of `robostack` that evaluate the policy."""
+        return ["eval", str(self.run), "--env", self.env, "--episodes", str(self.evaluations)]
+
+    def commands(self) -> list[list[str]]:
+        """All of it, in order."""
+        return [self.collect_command(), self.train_command(), self.evaluate_command()]
 
 
-def aloha_transfer_cube(out: Path) -> Recipe:
+def aloha_transfer_cube(out: Path, seed: int = 0) -> Recipe:
     """Transfer cube from joint positions and the cube's pose."""
-    return Recipe("aloha-transfer-cube", out, episodes=50, steps=2000)
+    return Recipe("aloha-transfer-cube", out / "data", out / "run", demonstrations=50, steps=2000, seed=seed)
 
 
-def aloha_insertion(out: Path) -> Recipe:
+def aloha_insertion(out: Path, seed: int = 0) -> Recipe:
     """Insertion from joint positions and the poses of peg and socket."""
-    return replace(aloha_transfer_cube(out), env="aloha-insertion")
+    return replace(aloha_transfer_cube(out, seed), env="aloha-insertion", steps=3000)
+
+
+def aloha_transfer_cube_pixels(out: Path, seed: int = 0) -> Recipe:
+    """Transfer cube from joint positions and a top camera that is narrowed to 42 degrees (see `CAMERAS`)."""
+    return Recipe(
+        "aloha-transfer-cube",
+        out / "data",
+        out / "run",
+        demonstrations=100,
+        steps=4000,
+        cameras=("top_zoom:64x64",),
+        # Neighbouring frames look the same: every eighth says as much in an eighth of the memory.
+        train=("--frame-stride", "8", "--batch", "64"),
+        seed=seed,
+    )

@@ -102,13 +102,13 @@ def test_state_keys_are_joined_and_images_pass_untouched(tmp_path: Path) -> None
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     write(tmp_path / "data", [9])
     store = EpisodeStore(tmp_path / "data")
-    with pytest.raises(DataError, match="lacks observation.depth"):
+    with pytest.raises(DataError, match=r"lacks observation\.depth"):
         Processor.of(store, ["observation.depth"])
     with pytest.raises(DataError, match="expected a state to observe"):
         Processor.of(store, ["observation.images.top"])
     processor = Processor.of(store)
     rows = {key: store.read(key, 0, 1) for key in processor.observation_keys}
-    with pytest.raises(DataError, match="the policy observes observation.images.top"):
+    with pytest.raises(DataError, match=r"the policy observes observation\.images\.top"):
         processor.observe({"observation.state": rows["observation.state"]}, ["task 0"])
     with pytest.raises(DataError, match="expected shape"):
         processor.observe({**rows, "observation.state": np.zeros((1, 4), np.float32)}, ["task 0"])

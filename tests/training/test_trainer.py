@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def test_the_loss_falls_and_everything_is_logged(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(tmp_path: Path) -> None:
     config = settings(tmp_path, learning_rate=1e30, gradient_clip=1e30, checkpoint_every=1, log_every=1)
-    with pytest.raises(TrainingError, match="is nan|is inf"):
+    with pytest.raises(TrainingError, match=r"is nan|is inf"):
         train("pi0", POLICY, config)
 
 
@@ -143,7 +144,7 @@ def test_schedule_rises_and_falls() -> None:
     values = [schedule(step, 10, 110) for step in range(111)]
     assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert values[60] == pytest.approx(0.5) and values[110] == pytest.approx(0.0)
-    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(values[10:]))
 
 
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
