@@ -121,9 +121,9 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
     "pixels": (
         pixel_runs,
         "# Transfer cube from one camera and joint positions\n\n"
-        "100 demonstrations, 100 evaluation seeds that nothing was trained or tuned on, three training seeds. The "
-        "policy sees 14 joint positions and one 64×64 image, and never the cube's pose, in training neither. The camera is "
-        "gym_aloha's `top` narrowed from 78° to 42° (`top_zoom`): an easier view than the original benchmark's.",
+        "100 demonstrations, 100 evaluation seeds that nothing was trained or tuned on, three training seeds. "
+        "The policy sees 14 joint positions and one 64×64 image, never the cube's pose, in training neither. Its "
+        "camera is gym_aloha's `top` narrowed from 78° to 42° (`top_zoom`): an easier view than the original benchmark's.",
     ),
     "prediction": (
         prediction_runs,

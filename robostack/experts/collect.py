@@ -162,9 +162,8 @@ GAP = 1.0
 
 def spread(store: EpisodeStore) -> list[Spread]:
     """The spread of every action entry over the episodes of a data set, cut to the shortest of them."""
-    actions = [
-        store.read("action", start, end) for start, end in zip(store.episode_starts, store.episode_ends, strict=True)
-    ]
+    bounds = zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True)
+    actions = [store.read("action", start, end) for start, end in bounds]
     steps = [np.abs(np.diff(episode, axis=0)).max(axis=0) for episode in actions]
     length = min(map(len, actions))
     together = np.stack([episode[:length] for episode in actions])
