@@ -48,14 +48,13 @@ def collect(arguments: list[str]) -> int:
     from robostack.datasets.store import EpisodeStore
     from robostack.experts.collect import CollectConfig, Collected, spread
     from robostack.experts.collect import collect as run
-    from robostack.progress import progress
+    from robostack.progress import Bar
 
     config = _parse("collect", CollectConfig, arguments)
-    with progress(console) as bar:
-        task = bar.add_task("collecting", total=config.episodes, note="")
+    with Bar(console, "collecting") as bar:
 
         def report(done: Collected) -> None:
-            bar.update(task, completed=done.kept, note=f"{done.failed} failed")
+            bar.update(done.kept, config.episodes, f"{done.failed} failed")
 
         done = run(config, report)
     console.print(f"{config.out}: {done.kept} episodes kept, {done.failed} failed")
@@ -107,16 +106,15 @@ def train(arguments: list[str]) -> int:
 
 
 def _train(out: Path, run: Callable[[Callable[[Any], None]], Path]) -> int:
-    from robostack.progress import progress
+    from robostack.progress import Bar
 
     if importlib.util.find_spec("tensorboard") is None:
         console.print("no TensorBoard curves: pip install 'robostack[tensorboard]'; log.jsonl has the same numbers")
-    with progress(console) as bar:
-        task = bar.add_task("training", total=None, note="")
+    with Bar(console, "training") as bar:
 
         def report(done: Any) -> None:
             note = f"loss {done.loss:.4f}, {done.steps_per_s:.1f} steps/s, waits for data {done.data_wait:.0%}"
-            bar.update(task, total=done.steps, completed=done.step, note=note)
+            bar.update(done.step, done.steps, note)
 
         run(report)
     console.print(f"trained: {out}; next: robostack eval {out} --env E")
@@ -127,7 +125,7 @@ def evaluate(arguments: list[str]) -> int:
     """robostack eval RUN: success with its interval, per-episode JSON, videos, a report page."""
     from robostack.evaluation.evaluate import EvalConfig
     from robostack.evaluation.evaluate import evaluate as run
-    from robostack.progress import progress
+    from robostack.progress import Bar
 
     settings = make_dataclass(
         "Evaluate",
@@ -139,14 +137,12 @@ def evaluate(arguments: list[str]) -> int:
         frozen=True,
     )
     config = _parse("eval", settings, arguments)
-    with progress(console) as bar:
-        task = bar.add_task("evaluating", total=config.config.episodes, note="")
-        succeeded = 0
+    with Bar(console, "evaluating") as bar:
+        succeeded: list[bool] = []
 
         def report(episode: Any) -> None:
-            nonlocal succeeded
-            succeeded += episode.success
-            bar.update(task, advance=1, note=f"{succeeded} succeeded")
+            succeeded.append(episode.success)
+            bar.update(len(succeeded), config.config.episodes, f"{sum(succeeded)} succeeded")
 
         evaluation = run(config.run, config.config, report)
     if config.json:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from robostack.processes import cores
 
 
 def describe_run() -> dict[str, str]:
@@ -23,8 +24,7 @@ def describe_run() -> dict[str, str]:
 
 def describe_machine() -> str:
     """Processor and cores usable by this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores, {platform.system()}"
+    return f"{_processor()}, {cores()} cores, {platform.system()}"
 
 
 def commit() -> str:

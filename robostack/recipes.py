@@ -51,12 +51,12 @@ class Recipe:
 
 def aloha_transfer_cube(out: Path, seed: int = 0) -> Recipe:
     """Transfer cube from joint positions and the cube's pose."""
-    return Recipe("aloha-transfer-cube", out / "data", out / "run", demonstrations=50, steps=2000, seed=seed)
+    return Recipe("aloha-transfer-cube", out / "data", out / "run", demonstrations=50, steps=3000, seed=seed)
 
 
 def aloha_insertion(out: Path, seed: int = 0) -> Recipe:
     """Insertion from joint positions and the poses of peg and socket."""
-    return replace(aloha_transfer_cube(out, seed), env="aloha-insertion", steps=3000)
+    return replace(aloha_transfer_cube(out, seed), env="aloha-insertion")
 
 
 def aloha_transfer_cube_pixels(out: Path, seed: int = 0) -> Recipe:
@@ -66,7 +66,7 @@ def aloha_transfer_cube_pixels(out: Path, seed: int = 0) -> Recipe:
         out / "data",
         out / "run",
         demonstrations=100,
-        steps=4000,
+        steps=5000,
         cameras=("top_zoom:64x64",),
         # Neighbouring frames look the same: every eighth says as much in an eighth of the memory.
         train=("--frame-stride", "8", "--batch", "64"),

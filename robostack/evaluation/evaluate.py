@@ -160,6 +160,8 @@ def _film(
 
 
 def _caption(episode: Episode) -> str:
+    if episode.diverged_step is not None:
+        return f"Seed {episode.seed}: failed, the simulation diverged at step {episode.diverged_step}"
     if not episode.success:
         return f"Seed {episode.seed}: failed, reached stage {episode.stage_max}"
     held = "held to the end" if episode.final else "lost again before the end"

@@ -6,11 +6,9 @@ workers and beside any other episodes.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 from robostack import envs
 from robostack.envs.aloha.cameras import image_key, parse_camera
 from robostack.evaluation.actors import Actor
+from robostack.processes import cores, worker_pool
 
 SUCCESS_STAGE = 4
 """The highest stage of a task: reward 4 in ALOHA."""
@@ -40,6 +39,8 @@ class Episode:
     stage_max: int
     stage_final: int
     first_success_step: int | None
+    diverged_step: int | None
+    """Where the simulation broke down under the actor's actions, which ends the episode as a failure."""
     latencies_ms: tuple[float, ...]
     """Wall time of each call of the actor."""
 
@@ -51,7 +52,7 @@ def run_episode(env: gym.Env, actor: Actor, seed: int, video: Path | None = None
     stages: list[int] = []
     latencies: list[float] = []
     frames: list[np.ndarray] = []
-    over = False
+    over, diverged = False, None
     while not over:
         looked = _look(env, observation, actor)
         begun = time.perf_counter()
@@ -62,9 +63,13 @@ def run_episode(env: gym.Env, actor: Actor, seed: int, video: Path | None = None
         for action in chunk:
             if video is not None and len(stages) % VIDEO_STRIDE == 0:
                 frames.append(_picture(env))
-            observation, _, terminated, truncated, info = env.step(action)
-            stages.append(info["stage"])
-            over = terminated or truncated
+            try:
+                observation, _, terminated, truncated, info = env.step(action)
+            except FloatingPointError:
+                diverged, over = len(stages), True
+            else:
+                stages.append(info["stage"])
+                over = terminated or truncated
             if over:
                 break
     if video is not None:
@@ -75,10 +80,11 @@ def run_episode(env: gym.Env, actor: Actor, seed: int, video: Path | None = None
     return Episode(
         seed=seed,
         success=bool(reached),
-        final=stages[-1] == SUCCESS_STAGE,
-        stage_max=max(stages),
-        stage_final=stages[-1],
+        final=diverged is None and stages[-1] == SUCCESS_STAGE,
+        stage_max=max(stages, default=0),
+        stage_final=stages[-1] if diverged is None else 0,
         first_success_step=reached[0] if reached else None,
+        diverged_step=diverged,
         latencies_ms=tuple(latencies),
     )
 
@@ -122,9 +128,7 @@ def run_episodes(
 
     With a folder `videos` every episode is filmed to <seed>.mp4 in it.
     """
-    workers = min(workers or len(os.sched_getaffinity(0)), len(seeds))
-    context = multiprocessing.get_context("spawn")  # a fork after torch or JAX has started threads can hang
-    with ProcessPoolExecutor(workers, context, _start_worker, (env_name, make_actor)) as pool:
+    with worker_pool(min(workers or cores(), len(seeds)), _start_worker, env_name, make_actor) as pool:
         futures: list[Future[Any]] = [
             pool.submit(_run_in_worker, seed, None if videos is None else videos / f"{seed}.mp4") for seed in seeds
         ]

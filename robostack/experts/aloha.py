@@ -148,8 +148,10 @@ def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[
             (closed, pick, 1.0, CLOSED),
             (lifted, pick + np.array([0, 0, 0.12]), 1.0, CLOSED),
             (facing, meet + grip + 0.10 * outward, 1.0, CLOSED),
-            # The peg meets the pin at 0.05: the rest presses, so that the two stay together.
-            (inserted, meet + grip + 0.040 * outward, 1.0, CLOSED),
+            # The peg meets the pin at 0.05. A tremor of the hands would part them again, so both go on pressing,
+            # slowly: the peg slides through its fingers meanwhile, and after 3 cm would be out of them.
+            (inserted, meet + grip + 0.048 * outward, 1.0, CLOSED),
+            (EPISODE_STEPS, meet + grip + 0.039 * outward, 1.0, CLOSED),
         )
         return [
             Waypoint(step, position, PICK_PITCH, alignment, 0.0, gripper) for step, position, alignment, gripper in path

@@ -6,11 +6,9 @@ the same seed on any number of workers.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -22,6 +20,7 @@ from robostack import envs
 from robostack.datasets.store import EpisodeStore, EpisodeWriter, Feature
 from robostack.envs.aloha.cameras import Camera, parse_camera
 from robostack.experts import Expert, make_expert
+from robostack.processes import cores, worker_pool
 from robostack.provenance import describe_run
 
 JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
@@ -102,9 +101,8 @@ def _demonstrations(
     config: CollectConfig, cameras: Sequence[Camera]
 ) -> Iterator[tuple[dict[str, np.ndarray], str, float]]:
     """Episodes, their task and rate, for rising seeds without end; workers run a few seeds ahead."""
-    workers = min(config.workers or len(os.sched_getaffinity(0)), config.episodes)
-    context = multiprocessing.get_context("spawn")  # a fork after a library has started threads can hang
-    with ProcessPoolExecutor(workers, context, _start_worker, (config.env, tuple(cameras))) as pool:
+    workers = min(config.workers or cores(), config.episodes)
+    with worker_pool(workers, _start_worker, config.env, tuple(cameras)) as pool:
         seeds, pending = count(config.seed), deque[Future[tuple[dict[str, np.ndarray], str, float]]]()
         try:
             while True:

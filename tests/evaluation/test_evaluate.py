@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from robostack import envs
-from robostack.datasets.store import EpisodeStore
 from robostack.evaluation.actors import ExpertActor, PolicyActor
 from robostack.evaluation.evaluate import EvalConfig, evaluate, summarize
 from robostack.evaluation.rollout import Episode, run_episode, run_episodes
 from robostack.evaluation.video import read_frames
-from robostack.experts.collect import CollectConfig, collect, spread
+from robostack.experts.collect import CollectConfig, collect
 from robostack.policies.pi0 import Pi0Config
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
@@ -79,6 +81,25 @@ def test_an_evaluation_is_written_once_and_whole(run: Path) -> None:
         evaluate(str(run), EvalConfig(ENV, episodes=1))
 
 
+def test_a_simulation_that_diverges_is_a_failed_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warning to MUJOCO_LOG.TXT
+
+    class Wild:
+        cameras: ClassVar[dict[str, tuple[int, int]]] = {}
+
+        def begin(self, env: gym.Env, seed: int) -> None:
+            self.space = env.action_space
+            self.space.seed(seed)
+
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            return np.stack([self.space.sample() for _ in range(50)])
+
+    env = envs.make(ENV)
+    episodes = [run_episode(env, Wild(), seed) for seed in range(40)]
+    diverged = [e for e in episodes if e.diverged_step is not None]
+    assert diverged and all(not e.final and e.stage_final == 0 for e in diverged)
+
+
 def test_seeds_of_the_demonstrations_are_refused(run: Path) -> None:
     with pytest.raises(ValueError, match="demonstrations of seeds 0 to 1"):
         evaluate(str(run), EvalConfig(ENV, episodes=5, seed=1))
@@ -95,39 +116,10 @@ def test_the_expert_is_evaluated_like_a_policy(tmp_path: Path) -> None:
 def test_a_summary_counts_success_at_any_time_and_at_the_end() -> None:
     def episode(seed: int, stages: list[int]) -> Episode:
         reached = [i for i, stage in enumerate(stages) if stage == 4]
-        return Episode(
-            seed, bool(reached), stages[-1] == 4, max(stages), stages[-1], reached[0] if reached else None, (1.0, 3.0)
-        )
+        first = reached[0] if reached else None
+        return Episode(seed, bool(reached), stages[-1] == 4, max(stages), stages[-1], first, None, (1.0, 3.0))
 
     summary = summarize("env", "p", 0, [episode(0, [0, 4, 2]), episode(1, [0, 1, 4]), episode(2, [0, 1, 1])])
     assert summary["success"] == pytest.approx(2 / 3) and summary["final"] == pytest.approx(1 / 3)
     assert summary["stages"] == {"0": 0, "1": 1, "2": 0, "3": 0, "4": 2}
     assert summary["latency_ms_p50"] == 2.0
-
-
-def test_collecting_does_not_depend_on_workers(tmp_path: Path) -> None:
-    stores = []
-    for workers in (1, 2):
-        path = tmp_path / str(workers)
-        done = collect(CollectConfig(ENV, path, episodes=3, seed=5, cameras=("top_zoom:24x32",), workers=workers))
-        assert done.kept == 3
-        stores.append(EpisodeStore(path))
-    one, two = stores
-    assert one.features == two.features and one.features["observation.images.top_zoom"].shape == (24, 32, 3)
-    for key in one.features:
-        assert np.array_equal(one.read(key), two.read(key)), key
-    assert one.provenance["seeds"] == [5, 7] and one.features["action"].units[0] == "rad"
-    entries = spread(one)
-    assert not any(entry.branches for entry in entries) and max(e.largest_step for e in entries) < 0.2
-
-
-def test_two_branches_of_a_joint_are_noticed(tmp_path: Path) -> None:
-    from robostack.datasets.store import EpisodeWriter, Feature
-
-    writer = EpisodeWriter(tmp_path / "data", {"action": Feature((2,), "float32", ("elbow", "wrist"))}, fps=50)
-    rng = np.random.default_rng(0)
-    for episode in range(10):
-        wrist = np.linspace(0, 1.5 if episode % 2 else -1.5, 50)
-        actions = np.stack([rng.normal(0, 0.1, 50), wrist + rng.normal(0, 0.1, 50)], axis=1)
-        writer.append({"action": actions.astype(np.float32)}, "task")
-    assert [entry.branches for entry in spread(EpisodeStore(tmp_path / "data"))] == [False, True]
