@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, make_dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         return _fail(f"robostack: unknown verb {verb!r}: expected one of {', '.join(VERBS)}", 2)
+    warnings.showwarning = lambda message, *_: console.print(f"warning: {message}", style="yellow", markup=False)
     try:
         return VERBS[verb][0](rest)
     except KeyboardInterrupt:

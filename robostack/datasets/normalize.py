@@ -34,6 +34,12 @@ class Statistics:
             *(tuple(float(x) for x in v) for v in (values.mean(0), values.std(0), values.min(0), values.max(0)))
         )
 
+    def warn_of_still_entries(self, key: str, names: tuple[str, ...] = ()) -> None:
+        """Warns, naming them, when entries hardly vary and their scale will be floored."""
+        still = [names[i] if names else str(i) for i, std in enumerate(self.std) if std < SMALLEST_SCALE]
+        if still:
+            warnings.warn(f"{key}: {', '.join(still)} hardly vary: scaled by {SMALLEST_SCALE}, not less", stacklevel=2)
+
 
 @dataclass(frozen=True)
 class Normalizer:
@@ -43,11 +49,7 @@ class Normalizer:
     scale: tuple[float, ...]
 
     @staticmethod
-    def of(statistics: Statistics, key: str, names: tuple[str, ...] = ()) -> Normalizer:
-        """Warns with the names of the entries that hardly vary, whose scale is floored."""
-        still = [names[i] if names else str(i) for i, std in enumerate(statistics.std) if std < SMALLEST_SCALE]
-        if still:
-            warnings.warn(f"{key}: {', '.join(still)} hardly vary; scale floored at {SMALLEST_SCALE}", stacklevel=2)
+    def of(statistics: Statistics) -> Normalizer:
         return Normalizer(statistics.mean, tuple(max(std, SMALLEST_SCALE) for std in statistics.std))
 
     def forward[Values: (np.ndarray, torch.Tensor)](self, values: Values) -> Values:

@@ -38,7 +38,7 @@ class Processor:
     def of(store: EpisodeStore, keys: Sequence[str] = ()) -> Processor:
         """The processor for the observation features `keys` of a data set; for all of them when none is named.
 
-        Raises DataError when a feature is missing or the data set has none to observe.
+        Raises DataError when a feature is missing or the data set has none to observe; warns of entries that are still.
         """
         keys = tuple(keys) or tuple(key for key in store.features if key.startswith("observation."))
         store.require([*keys, "action"])
@@ -53,6 +53,8 @@ class Processor:
             if store.features[key].is_image
         }
         statistics = {key: Statistics.of(store.read(key)) for key in (*state_keys, "action")}
+        for key, values in statistics.items():
+            values.warn_of_still_entries(key, store.features[key].names)
         return Processor(state_keys, cameras, Vocabulary.of(store.tasks), statistics)
 
     @property
@@ -73,7 +75,7 @@ class Processor:
     def _normalizers(self) -> dict[str, Normalizer]:
         if missing := [key for key in (*self.state_keys, "action") if key not in self.statistics]:
             raise DataError(f"statistics of {', '.join(missing)} are missing: the checkpoint is not whole")
-        return {key: Normalizer.of(statistics, key) for key, statistics in self.statistics.items()}
+        return {key: Normalizer.of(statistics) for key, statistics in self.statistics.items()}
 
     def observe(
         self, observation: Mapping[str, np.ndarray], tasks: Sequence[str], device: torch.device | str = "cpu"

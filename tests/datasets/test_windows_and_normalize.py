@@ -73,7 +73,7 @@ def test_a_value_that_is_not_finite_is_found_with_its_episode(tmp_path: Path) ->
 
 def test_normalising_undoes_itself_on_arrays_and_tensors() -> None:
     rows = np.random.default_rng(0).normal(3.0, 2.0, (500, 4)).astype(np.float32)
-    normalizer = Normalizer.of(Statistics.of(rows), "action")
+    normalizer = Normalizer.of(Statistics.of(rows))
     unit = normalizer.forward(rows)
     np.testing.assert_allclose(unit.mean(0), 0.0, atol=1e-4)
     np.testing.assert_allclose(unit.std(0), 1.0, atol=1e-4)
@@ -85,7 +85,8 @@ def test_normalising_undoes_itself_on_arrays_and_tensors() -> None:
 def test_a_joint_that_hardly_moves_is_named_and_not_blown_up() -> None:
     rows = np.random.default_rng(0).normal(0.0, [1.0, 1e-5], (500, 2)).astype(np.float32)
     with pytest.warns(UserWarning, match="action: wrist hardly vary"):
-        normalizer = Normalizer.of(Statistics.of(rows), "action", ("elbow", "wrist"))
+        Statistics.of(rows).warn_of_still_entries("action", ("elbow", "wrist"))
+    normalizer = Normalizer.of(Statistics.of(rows))
     assert normalizer.scale[1] == SMALLEST_SCALE
     assert np.abs(normalizer.forward(rows + np.array([0, 1e-3], np.float32))[:, 1]).max() < 1.0
 
