@@ -65,8 +65,8 @@ def aloha_transfer_cube_pixels(out: Path, seed: int = 0) -> Recipe:
         "aloha-transfer-cube",
         out / "data",
         out / "run",
-        demonstrations=100,
-        steps=5000,
+        demonstrations=200,
+        steps=4000,
         cameras=("top_zoom:64x64",),
         # Neighbouring frames look the same: every eighth says as much in an eighth of the memory.
         train=("--frame-stride", "8", "--batch", "64"),

@@ -14,17 +14,14 @@ class KeypointEncoder(nn.Module):
     things are to a fraction of a pixel, which pooling loses and manipulation needs.
     """
 
-    def __init__(self, width: int, channels: tuple[int, ...] = (32, 64, 64), keypoints: int = 32) -> None:
+    def __init__(self, width: int, channels: tuple[int, ...] = (32, 32, 32), keypoints: int = 32) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         previous = 3
         for index, count in enumerate(channels):
-            # The first two convolutions halve the image: full resolution costs most and says least.
-            layers += [
-                nn.Conv2d(previous, count, 5 if index == 0 else 3, stride=2 if index < 2 else 1, padding="valid"),
-                nn.GroupNorm(8, count),
-                nn.SiLU(),
-            ]
+            # Only the first convolution halves the image: the finer the maps, the finer the positions.
+            kernel, stride = (5, 2) if index == 0 else (3, 1)
+            layers += [nn.Conv2d(previous, count, kernel, stride), nn.GroupNorm(8, count), nn.SiLU()]
             previous = count
         self.maps = nn.Sequential(*layers, nn.Conv2d(previous, keypoints, 1))
         self.token = nn.Linear(2 * keypoints, width)
