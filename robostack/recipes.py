@@ -51,7 +51,7 @@ class Recipe:
 
 def aloha_transfer_cube(out: Path, seed: int = 0) -> Recipe:
     """Transfer cube from joint positions and the cube's pose."""
-    return Recipe("aloha-transfer-cube", out / "data", out / "run", demonstrations=50, steps=3000, seed=seed)
+    return Recipe("aloha-transfer-cube", out / "data", out / "run", demonstrations=150, steps=3000, seed=seed)
 
 
 def aloha_insertion(out: Path, seed: int = 0) -> Recipe:

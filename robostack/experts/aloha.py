@@ -138,7 +138,7 @@ def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[
 
     def arm(lying: np.ndarray, grip: np.ndarray, outward: np.ndarray) -> list[Waypoint]:
         """Takes an object at `grip` from its centre, so that its centre comes to where the two meet."""
-        grip = grip + generator.uniform(-1, 1, 3) * [0.003, 0.003, 0.002]
+        grip = grip + generator.uniform(-1, 1, 3) * [0.001, 0.001, 0.002]
         pick = lying + grip
         hover = pick + np.array([0, 0, 0.10]) + generator.uniform(-0.01, 0.01, 3)
         path = (

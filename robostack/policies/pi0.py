@@ -44,6 +44,8 @@ class Pi0Config:
     heads: int = 4
     kv_heads: int = 1
     head_dim: int = 32
+    state_noise: float = 0.03
+    """Deviation of the noise on the normalised state in training, so that small errors are answered by a way back."""
     prediction: Prediction = "data"
     """What the expert puts out: the clean chunk, or the velocity of the path."""
     loss: Prediction = "data"
@@ -109,7 +111,10 @@ class Pi0(nn.Module):
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)
         t = sample_time(self.config.time_sampling, len(actions), generator, actions.device)
         point = self.path.sample(noise, actions, t)
-        predicted = self.predict(self.encode_prefix(observation), observation.state, point.x_t, t)
+        state = observation.state
+        if self.config.state_noise:
+            state = state + self.config.state_noise * torch.randn(state.shape, generator=generator, device=state.device)
+        predicted = self.predict(self.encode_prefix(observation), state, point.x_t, t)
         target = point.x_1 if self.config.loss == "data" else point.velocity
         if self.config.prediction == "data" and self.config.loss == "velocity":
             predicted = self.path.velocity_from_data(point.x_t, predicted, t, self.config.smallest_sigma)

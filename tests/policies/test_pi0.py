@@ -155,3 +155,12 @@ def test_time_embedding_is_openpis() -> None:
 def test_settings_that_contradict_each_other_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
+
+
+def test_noise_on_the_state_is_for_training_alone() -> None:
+    noisy = make_policy(dataclasses.replace(SMALL, state_noise=0.5))
+    plain, observation = make_policy(), make_observation(4)
+    actions, is_pad = torch.randn(4, 6, 3), torch.zeros(4, 6, dtype=torch.bool)
+    losses = [policy.loss(observation, actions, is_pad, seeded()) for policy in (plain, noisy, noisy)]
+    assert losses[0] != losses[1] and losses[1] == losses[2]
+    assert torch.equal(plain.sample(observation, seeded()), noisy.sample(observation, seeded()))
