@@ -27,8 +27,8 @@ from robostack.provenance import describe_run
 from robostack.recipes import Recipe, aloha_insertion, aloha_transfer_cube, aloha_transfer_cube_pixels
 from robostack.training.log import read_log
 
-# Evaluation seeds: those of the demonstrations start at 0, those used for tuning at 2,000,000.
-FRESH, TUNING = 3_000_000, 2_000_000
+# Evaluation seeds. Demonstrations start at 0; 2,000,000 and 3,000,000 were looked at while settings were chosen.
+FRESH, TUNING = 4_000_000, 2_000_000
 RUNS, RESULTS = Path("runs"), Path("docs/results")
 TASKS = {"aloha-transfer-cube": "transfer cube", "aloha-insertion": "insertion"}
 
@@ -129,7 +129,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
     "prediction": (
         prediction_runs,
         "# Data or velocity prediction\n\n"
-        "Transfer cube from joint positions and the cube's pose, 150 demonstrations, one training seed, 50 tuning seeds.",
+        "Transfer cube from joints and the cube's pose, 150 demonstrations, one training seed, 50 tuning seeds.",
     ),
 }
 
