@@ -94,13 +94,14 @@ def prediction_runs(folder: Path) -> list[Run]:
     single = ("--policy.actions-per-token", "1")
     beta = ("--policy.time-sampling", "beta")
     variants: list[tuple[str, int, tuple[str, ...]]] = [
-        ("data, loss on data", 1000, ()),
+        ("data", 1000, ()),
+        ("velocity", 1000, velocity),
+        ("velocity, width 256 and 8 heads", 1000, (*velocity, *wide)),
+        ("velocity, one action a token", 300, (*velocity, *single)),
+        ("velocity, twice as long", 2000, velocity),
+        ("velocity, Beta times", 1000, (*velocity, *beta)),
         ("data, loss on velocity", 1000, ("--policy.loss", "velocity")),
         ("data, Beta times", 1000, beta),
-        ("velocity", 1000, velocity),
-        ("velocity, width 256", 1000, (*velocity, *wide)),
-        ("velocity, one action a token", 400, (*velocity, *single)),
-        ("velocity, three times as long", 3000, velocity),
     ]
     return [
         Run(

@@ -30,7 +30,7 @@ def test_every_demonstration_succeeds_and_stays_so(demonstrations):
     assert [episode["next.success"].any() for episode in episodes] == [True] * len(SEEDS)
     assert [episode["next.success"][-1] for episode in episodes] == [True] * len(SEEDS)
     for episode in episodes:
-        assert episode["next.success"][-100:].mean() > 0.95  # pressed parts may part for a step
+        assert episode["next.success"][-100:].mean() > 0.9  # pressed parts slide, and part for single steps
 
 
 def test_the_hand_over_is_complete(demonstrations):
