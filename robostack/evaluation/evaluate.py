@@ -85,6 +85,8 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
     if folder.exists():
         raise FileExistsError(f"{folder} already exists: choose another with --out or remove it first")
 
+    make_actor()  # what cannot be loaded is told here, in one line; in a worker it would be the pool's end
+
     begun = time.perf_counter()
     episodes = []
     for episode in run_episodes(config.env, make_actor, seeds, config.workers):

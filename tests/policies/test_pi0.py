@@ -9,7 +9,15 @@ from robostack.policies.pi0 import Pi0, Pi0Config, time_embedding
 from robostack.policies.protocol import Interface, Observation
 
 SMALL = Pi0Config(
-    chunk_len=6, execute_len=3, actions_per_token=2, expert_width=32, prefix_width=16, depth=2, heads=2, head_dim=8
+    chunk_len=6,
+    execute_len=3,
+    actions_per_token=2,
+    expert_width=32,
+    prefix_width=16,
+    depth=2,
+    heads=2,
+    head_dim=8,
+    state_noise=0.0,
 )
 
 
