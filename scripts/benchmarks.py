@@ -100,8 +100,6 @@ def prediction_runs(folder: Path) -> list[Run]:
         ("velocity, one action a token", 300, (*velocity, *single)),
         ("velocity, twice as long", 2000, velocity),
         ("velocity, Beta times", 1000, (*velocity, *beta)),
-        ("data, loss on velocity", 1000, ("--policy.loss", "velocity")),
-        ("data, Beta times", 1000, beta),
     ]
     return [
         Run(
