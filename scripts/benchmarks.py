@@ -88,18 +88,15 @@ def pixel_runs(folder: Path) -> list[Run]:
 
 
 def prediction_runs(folder: Path) -> list[Run]:
-    """Data or velocity, by token width, actions a token, time sampling and length of training."""
+    """Data or velocity, by token width and actions a token."""
     velocity = ("--policy.prediction", "velocity", "--policy.loss", "velocity")
     wide = ("--policy.expert-width", "256", "--policy.heads", "8")
     single = ("--policy.actions-per-token", "1")
-    beta = ("--policy.time-sampling", "beta")
     variants: list[tuple[str, int, tuple[str, ...]]] = [
         ("data", 1000, ()),
         ("velocity", 1000, velocity),
         ("velocity, width 256 and 8 heads", 1000, (*velocity, *wide)),
         ("velocity, one action a token", 300, (*velocity, *single)),
-        ("velocity, twice as long", 2000, velocity),
-        ("velocity, Beta times", 1000, (*velocity, *beta)),
     ]
     return [
         Run(
