@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robostack.datasets.store import EpisodeWriter, Feature
+from robostack.datasets.episodes import Feature
+from robostack.datasets.store import EpisodeWriter
 
 FEATURES = {
     "observation.state": Feature((3,), "float32", ("a", "b", "c"), ("rad", "rad", "m")),

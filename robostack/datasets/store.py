@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,10 @@ import numpy as np
 import zarr
 from zarr.errors import ChunkNotFoundError
 
+from robostack.datasets.episodes import DataError, Feature, check_episode
+
 FORMAT = "robostack-episodes-1"
 ROWS_A_CHUNK = 4096
-
-
-class DataError(ValueError):
-    """The data is not what it claims to be; the message says what was expected, what came and what to do."""
-
-
-@dataclass(frozen=True)
-class Feature:
-    """What one frame of a feature holds: `names` and `units` describe the entries of a vector, in order."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    names: tuple[str, ...] = ()
-    units: tuple[str, ...] = ()
-
-    @property
-    def is_image(self) -> bool:
-        return self.dtype == "uint8" and len(self.shape) == 3
 
 
 class EpisodeWriter:
@@ -88,7 +72,7 @@ class EpisodeWriter:
         """Writes one episode of arrays (T, *feature.shape); gives its index. Entries of `provenance` replace those of
         the data set. Raises DataError and writes nothing if a feature is missing, unknown, of another shape or length,
         or not finite."""
-        length = _check_episode(episode, self.features)
+        length = check_episode(episode, self.features)
         start, end = self._frames, self._frames + length
         for key in self.features:
             self._extend(key, start, episode[key])
@@ -195,26 +179,6 @@ class EpisodeStore:
             raise
         except (RuntimeError, ValueError) as error:
             raise DataError(f"{self.path} is truncated: {key}: {_line(error)}; restore it from a copy") from error
-
-
-def _check_episode(episode: Mapping[str, np.ndarray], features: Mapping[str, Feature]) -> int:
-    """The length T of an episode; raises DataError unless it has exactly these features, finite and equally long."""
-    if missing := sorted(set(features) - set(episode)):
-        raise DataError(f"the episode lacks {', '.join(missing)}: every feature of the data set is needed")
-    if unknown := sorted(set(episode) - set(features)):
-        raise DataError(f"the episode has {', '.join(unknown)}, which the data set does not know")
-    length = len(episode["action"])
-    if length == 0:
-        raise DataError("the episode has no frames")
-    for key, feature in features.items():
-        rows = episode[key]
-        if rows.shape != (length, *feature.shape) or rows.dtype != np.dtype(feature.dtype):
-            expected = f"{(length, *feature.shape)} {feature.dtype}"
-            raise DataError(f"{key}: expected {expected}, got {rows.shape} {rows.dtype}")
-        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-            frame = int(np.argwhere(~np.isfinite(rows))[0][0])
-            raise DataError(f"{key} is not finite at frame {frame} of the episode: drop or repair the episode")
-    return length
 
 
 def _line(error: Exception) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robostack.datasets.store import DataError, EpisodeStore
+from robostack.datasets.episodes import DataError
+from robostack.datasets.store import EpisodeStore
 
 
 @dataclass(frozen=True)

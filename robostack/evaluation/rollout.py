@@ -73,7 +73,7 @@ def run_episode(env: gym.Env, actor: Actor, seed: int, video: Path | None = None
             if over:
                 break
     if video is not None:
-        from robostack.evaluation.video import write_video
+        from robostack.datasets.video import write_video
 
         write_video(video, [*frames, _picture(env)], env.metadata["render_fps"] / VIDEO_STRIDE)
     reached = [step for step, stage in enumerate(stages) if stage == SUCCESS_STAGE]

@@ -17,7 +17,8 @@ import gymnasium as gym
 import numpy as np
 
 from robostack import envs
-from robostack.datasets.store import EpisodeStore, EpisodeWriter, Feature
+from robostack.datasets.episodes import Feature
+from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.envs.aloha.cameras import Camera, parse_camera
 from robostack.experts import Expert, make_expert
 from robostack.processes import cores, worker_pool

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from robostack.core.text import Vocabulary
 from robostack.datasets.normalize import Normalizer, Statistics
-from robostack.datasets.store import DataError, EpisodeStore
+from robostack.datasets.episodes import DataError
+from robostack.datasets.store import EpisodeStore
 from robostack.policies.protocol import Interface, Observation
 
 IMAGES = "observation.images."

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import FEATURES, make_episode, write
 
-from robostack.datasets.store import DataError, EpisodeStore, EpisodeWriter
+from robostack.datasets.episodes import DataError
+from robostack.datasets.store import EpisodeStore, EpisodeWriter
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

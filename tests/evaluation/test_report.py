@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from robostack.evaluation.report import write_report
-from robostack.evaluation.video import write_video
+from robostack.datasets.video import write_video
 from robostack.extras import MissingExtraError
 
 

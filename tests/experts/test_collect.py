@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robostack.datasets.store import DataError, EpisodeStore, EpisodeWriter, Feature
+from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.experts.collect import CollectConfig, collect, spread
 
 ENV = "aloha-transfer-cube"

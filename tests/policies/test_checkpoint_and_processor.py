@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import write, write_reaching_data
 
-from robostack.datasets.store import DataError, EpisodeStore
+from robostack.datasets.episodes import DataError
+from robostack.datasets.store import EpisodeStore
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.processor import Processor

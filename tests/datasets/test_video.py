@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from robostack.evaluation.video import read_frames, write_video
+from robostack.datasets.video import read_frames, write_video
 
 
 def moving_disc(count: int, height: int = 96, width: int = 128) -> np.ndarray:
