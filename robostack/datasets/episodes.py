@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -68,7 +68,7 @@ Column = np.ndarray | Frames
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode: every feature as rows (T, *shape), cameras as `Frames` or arrays, and the task text of each frame."""
+    """One episode: every feature as rows (T, *shape), cameras as `Frames` or arrays, and each frame's task text."""
 
     columns: Mapping[str, Column]
     task: Sequence[str]
@@ -110,7 +110,7 @@ class Appender(Protocol):
     """Whole episodes written so far."""
 
     @classmethod
-    def resume(cls, path: Path) -> Self: ...
+    def resume(cls, path: Path) -> Appender: ...
 
     def append(self, columns: Mapping[str, Column], task: str | Sequence[str]) -> int:
         """Writes one episode and gives its index; after an exception or a kill it is not part of the data set."""

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robostack.core.text import Vocabulary
-from robostack.datasets.normalize import Normalizer, Statistics
 from robostack.datasets.episodes import DataError
+from robostack.datasets.normalize import Normalizer, Statistics
 from robostack.datasets.store import EpisodeStore
 from robostack.policies.protocol import Interface, Observation
 

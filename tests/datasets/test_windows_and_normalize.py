@@ -7,8 +7,8 @@ import pytest
 import torch
 from support import FEATURES, make_episode, write
 
-from robostack.datasets.normalize import SMALLEST_SCALE, Normalizer, Statistics
 from robostack.datasets.episodes import DataError
+from robostack.datasets.normalize import SMALLEST_SCALE, Normalizer, Statistics
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import WindowSampler
 

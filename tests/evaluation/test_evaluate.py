@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from robostack import envs
+from robostack.datasets.video import read_frames
 from robostack.evaluation.actors import ExpertActor, PolicyActor
 from robostack.evaluation.evaluate import EvalConfig, evaluate, summarize
 from robostack.evaluation.rollout import Episode, run_episode, run_episodes
-from robostack.datasets.video import read_frames
 from robostack.experts.collect import CollectConfig, collect
 from robostack.policies.pi0 import Pi0Config
 from robostack.training.config import TrainConfig

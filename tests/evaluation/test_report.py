@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robostack.evaluation.report import write_report
 from robostack.datasets.video import write_video
+from robostack.evaluation.report import write_report
 from robostack.extras import MissingExtraError
 
 
