@@ -1,20 +1,15 @@
 """The page that tells a colleague what an evaluation found: one HTML file that needs nothing beside it.
 
-Everything is inside: style, plots (SVG), videos (base64). The page forbids itself any network by its content
-security policy. All text that comes from data is escaped.
+Everything is inside: style, plots (SVG), videos (base64); see `html_page`.
 """
 
 import base64
-import html
-import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from robostack.evaluation.html_page import finite, number, text, write_page
 from robostack.evaluation.report_plots import training_curves
-
-MISSING = "–"
 
 _SUMMARY_KEYS = (
     *("env", "policy", "task", "episodes", "seed", "success", "success_interval", "final", "final_interval"),
@@ -23,7 +18,6 @@ _SUMMARY_KEYS = (
 _EPISODE_KEYS = (
     *("seed", "success", "final", "stage_max", "stage_final", "first_success_step", "chunks", "latency_ms_p50"),
 )
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; media-src data:; img-src data:"
 
 
 def write_report(
@@ -51,9 +45,8 @@ def write_report(
         MissingExtraError: there are curves to draw, and matplotlib is not installed.
     """
     _require_keys("summary", summary, _SUMMARY_KEYS)
-    for number, episode in enumerate(episodes):
-        _require_keys(f"episode {number}", episode, _EPISODE_KEYS)
-    here = Path(__file__).parent
+    for place, episode in enumerate(episodes):
+        _require_keys(f"episode {place}", episode, _EPISODE_KEYS)
     title = f"{summary['policy']} on {summary['env']}"
     sections = (
         _header(title, summary),
@@ -65,45 +58,24 @@ def write_report(
         _provenance(summary, episodes),
         _episode_table(episodes),
     )
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{_text(title)}</title>
-<style>
-{(here / "report.css").read_text()}</style>
-</head>
-<body>
-<main>
-{"".join(sections)}</main>
-<script>
-{(here / "report.js").read_text()}</script>
-</body>
-</html>
-"""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_page(path, title, sections)
 
 
 def _header(title: str, summary: Mapping[str, Any]) -> str:
-    return f'<header><h1>{_text(title)}</h1>\n<p class="soft">{_text(summary["task"])}</p></header>\n'
+    return f'<header><h1>{text(title)}</h1>\n<p class="soft">{text(summary["task"])}</p></header>\n'
 
 
 def _headline(summary: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> str:
-    p50, p95 = (_number(summary[key], ".1f") for key in ("latency_ms_p50", "latency_ms_p95"))
+    p50, p95 = (number(summary[key], ".1f") for key in ("latency_ms_p50", "latency_ms_p95"))
     executed = summary["execute_len"]
-    executed = "" if executed is None else f"<br>One call plans a chunk of actions; {_text(executed)} of them run."
+    executed = "" if executed is None else f"<br>One call plans a chunk of actions; {text(executed)} of them run."
     return f"""<section class="grid cards">
 {_rate_card("Success · at any step", summary, "success", episodes)}
 {_rate_card("Final · at the last step", summary, "final", episodes)}
 <div class="card"><h3>Median latency</h3><div class="figure">{p50}<small> ms</small></div>
 <p>95th percentile {p95} ms.{executed}</p></div>
-<div class="card"><h3>Episodes</h3><div class="figure">{_text(summary["episodes"])}</div>
-<p>Seeds {_seeds(summary, episodes)}.<br>Took {_number(summary["wall_s"], ".0f")} s.</p></div>
+<div class="card"><h3>Episodes</h3><div class="figure">{text(summary["episodes"])}</div>
+<p>Seeds {_seeds(summary, episodes)}.<br>Took {number(summary["wall_s"], ".0f")} s.</p></div>
 </section>
 """
 
@@ -113,25 +85,25 @@ def _rate_card(name: str, summary: Mapping[str, Any], key: str, episodes: Sequen
     low, high = summary[f"{key}_interval"]
     count = sum(bool(episode[key]) for episode in episodes)
     bar = ""
-    if all(_finite(value) for value in (rate, low, high)):
+    if all(finite(value) for value in (rate, low, high)):
         bar = (
             f'<div class="interval" role="img" aria-label="interval {low:.3f} to {high:.3f}">'
             f'<span style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></span>'
             f'<b style="left:{100 * rate:.2f}%"></b></div>'
         )
     return f"""<div class="card"><h3>{name}</h3>
-<div class="figure">{_number(rate, ".1f", 100)}<small> %</small></div>{bar}
+<div class="figure">{number(rate, ".1f", 100)}<small> %</small></div>{bar}
 <p>{count} of {len(episodes)} episodes.<br>
-95 % interval {_number(low, ".1f", 100)} to {_number(high, ".1f", 100)} %.</p></div>"""
+95 % interval {number(low, ".1f", 100)} to {number(high, ".1f", 100)} %.</p></div>"""
 
 
 def _stages(stages: Mapping[str, int]) -> str:
     total = max(sum(stages.values()), 1)
     top = max(stages, key=int, default="0")
     rows = [
-        f"<div>Stage {_text(stage)}{' (success)' if stage == top else ''}</div>"
+        f"<div>Stage {text(stage)}{' (success)' if stage == top else ''}</div>"
         f'<div class="bar{" top" if stage == top else ""}"><span style="width:{100 * count / total:.2f}%"></span></div>'
-        f'<div class="count">{_text(count)}</div>'
+        f'<div class="count">{text(count)}</div>'
         for stage, count in sorted(stages.items(), key=lambda item: int(item[0]))
     ]
     return f"""<section><h2>How far the episodes came</h2>
@@ -152,7 +124,7 @@ def _videos(heading: str, videos: Sequence[tuple[Path | str, str, bool]]) -> str
         clips.append(
             f'<figure class="clip"><video controls muted loop playsinline preload="auto" '
             f'src="data:video/mp4;base64,{data}"></video>\n'
-            f"<figcaption>{outcome} {_text(caption)}</figcaption></figure>"
+            f"<figcaption>{outcome} {text(caption)}</figcaption></figure>"
         )
     return f"""<section><h2>{heading}</h2>
 <div class="grid videos">
@@ -166,12 +138,12 @@ def _training(log: Sequence[Mapping[str, Any]]) -> str:
         return ""
     last = log[-1]
     plots = "\n".join(
-        f'<figure class="plot"><figcaption>{_text(title)}</figcaption>{svg}</figure>'
+        f'<figure class="plot"><figcaption>{text(title)}</figcaption>{svg}</figure>'
         for title, svg in training_curves(log)
     )
     return f"""<section><h2>Training</h2>
-<p class="note">{_number(last.get("step"), ",.0f")} steps in {_number(last.get("time_s"), ",.0f")} s.
-Waiting for data took {_number(_mean(log, "data_wait"), ".1f", 100)} % of the time.</p>
+<p class="note">{number(last.get("step"), ",.0f")} steps in {number(last.get("time_s"), ",.0f")} s.
+Waiting for data took {number(_mean(log, "data_wait"), ".1f", 100)} % of the time.</p>
 <div class="grid plots">
 {plots}
 </div></section>
@@ -180,28 +152,28 @@ Waiting for data took {_number(_mean(log, "data_wait"), ".1f", 100)} % of the ti
 
 def _provenance(summary: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> str:
     rows = {
-        "Environment": _text(summary["env"]),
-        "Task": _text(summary["task"]),
-        "Policy": _text(summary["policy"]),
+        "Environment": text(summary["env"]),
+        "Task": text(summary["task"]),
+        "Policy": text(summary["policy"]),
         "Seeds": _seeds(summary, episodes),
-        "Command": f"<code>{_text(summary['command'])}</code>",
-        "Commit": f"<code>{_text(summary['commit'])}</code>",
-        "Machine": _text(summary["machine"]),
-        "Date": _text(summary["date"]),
+        "Command": f"<code>{text(summary['command'])}</code>",
+        "Commit": f"<code>{text(summary['commit'])}</code>",
+        "Machine": text(summary["machine"]),
+        "Date": text(summary["date"]),
     }
     items = "\n".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
     return f"<section><h2>What was run</h2>\n<dl>\n{items}\n</dl></section>\n"
 
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("seed", "Seed", lambda value: _text(value)),
+    ("seed", "Seed", lambda value: text(value)),
     ("success", "Success", lambda value: _yes_no(value)),
     ("final", "Final", lambda value: _yes_no(value)),
-    ("stage_max", "Highest stage", lambda value: _text(value)),
-    ("stage_final", "Last stage", lambda value: _text(value)),
-    ("first_success_step", "First success (step)", lambda value: _number(value, ".0f")),
-    ("chunks", "Chunks", lambda value: _text(value)),
-    ("latency_ms_p50", "Latency p50 (ms)", lambda value: _number(value, ".1f")),
+    ("stage_max", "Highest stage", lambda value: text(value)),
+    ("stage_final", "Last stage", lambda value: text(value)),
+    ("first_success_step", "First success (step)", lambda value: number(value, ".0f")),
+    ("chunks", "Chunks", lambda value: text(value)),
+    ("latency_ms_p50", "Latency p50 (ms)", lambda value: number(value, ".1f")),
 )
 
 
@@ -227,7 +199,7 @@ def _episode_table(episodes: Sequence[Mapping[str, Any]]) -> str:
 
 def _seeds(summary: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> str:
     seeds = sorted(episode["seed"] for episode in episodes) or [summary["seed"]]
-    return _text(seeds[0]) if len(seeds) == 1 else f"{_text(seeds[0])}–{_text(seeds[-1])}"
+    return text(seeds[0]) if len(seeds) == 1 else f"{text(seeds[0])}–{text(seeds[-1])}"
 
 
 def _require_keys(what: str, given: Mapping[str, Any], keys: Sequence[str]) -> None:
@@ -236,20 +208,8 @@ def _require_keys(what: str, given: Mapping[str, Any], keys: Sequence[str]) -> N
         raise ValueError(f"{what} of the report: expected the keys {', '.join(keys)}; missing {', '.join(missing)}")
 
 
-def _text(value: Any) -> str:
-    return MISSING if value is None else html.escape(str(value))
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
-
-
-def _number(value: Any, form: str, factor: float = 1) -> str:
-    return format(factor * value, form) if _finite(value) else MISSING
-
-
 def _sort_value(value: Any) -> str:
-    return format(float(value), "g") if _finite(value) else ""
+    return format(float(value), "g") if finite(value) else ""
 
 
 def _yes_no(value: Any) -> str:
@@ -257,5 +217,5 @@ def _yes_no(value: Any) -> str:
 
 
 def _mean(log: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [line[key] for line in log if _finite(line.get(key))]
+    values = [line[key] for line in log if finite(line.get(key))]
     return sum(values) / len(values) if values else None
