@@ -1,0 +1,379 @@
+"""What is in a data set, and what is wrong with it: one pass over the episodes of any format.
+
+One episode is in memory at a time. Numbers are measured whole; images only in a few episodes spread over the data
+set, three frames each. The pass keeps running figures and small samples, whose size does not grow with the data.
+
+A jump is a step between two neighbouring frames that nothing real makes: an angle (unit rad or deg) faster than
+`max_joint_speed`; any other entry by more than half of its whole range and ten times its mean step. Entries of a few
+values and grippers switch by nature and are not judged by their range, nor are entries that hardly vary.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from robostack.datasets.episodes import Column, DataError, EpisodeReader, Feature
+from robostack.datasets.findings import (
+    KINDS,
+    STEPS_KEPT,
+    Curve,
+    Entry,
+    FeatureSummary,
+    Inspection,
+    Kind,
+    Picture,
+    Places,
+    Problem,
+    entries_of,
+    entry_name,
+    entry_unit,
+    problem_at,
+)
+
+ANGLES = {"rad": 1.0, "radian": 1.0, "radians": 1.0, "deg": math.pi / 180, "degree": math.pi / 180}
+ANGLES |= {"degrees": ANGLES["deg"]}
+"""Units of angles, in radians."""
+
+WIDEST = 1024
+"""A feature of more entries than this, such as a depth image, is listed and not measured."""
+FEW_VALUES = 16
+"""An entry that takes no more values than this switches, and may do so at once."""
+ROWS_KEPT = 4096
+POINTS_KEPT = 400
+"""Of an episode, for a curve."""
+FRAMES_DECODED = 1000
+"""Of an episode's camera; a frame can be had only by decoding those before it."""
+THUMBNAIL = 192
+"""Pixels of the longer side."""
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What counts as wrong, and how much is looked at."""
+
+    max_joint_speed: float = 10.0
+    """Fastest that a joint can turn, rad/s; a faster step is a jump."""
+    min_frames: int = 50
+    """An episode of fewer frames is too short; so is one of less than a tenth of the median."""
+    min_std: float = 1e-2
+    """An entry that varies less hardly varies. Normalisation scales by no less than this."""
+    sampled: int = 4
+    """Episodes whose camera frames are looked at and whose curves are drawn; 0 decodes no image."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_joint_speed", "min_frames", "min_std", "sampled"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def inspect(
+    reader: EpisodeReader, config: InspectConfig = InspectConfig(), report: Callable[[int], None] = lambda _: None
+) -> Inspection:
+    """Reads every episode once; `report` is told how many are done. What is wrong is found, not raised."""
+    survey = _Survey(reader, config)
+    for episode in range(reader.episodes):
+        survey.look_at(episode)
+        report(episode + 1)
+    return survey.result()
+
+
+class _Running:
+    """Figures, largest steps and evenly spread rows of one feature, added to episode by episode."""
+
+    def __init__(self, feature: Feature, max_step: Float[np.ndarray, " entries"]) -> None:
+        entries = len(max_step)
+        self.count = np.zeros(entries, np.int64)
+        self.mean, self.squares = np.zeros(entries), np.zeros(entries)
+        self.low, self.high = np.full(entries, np.inf), np.full(entries, -np.inf)
+        self.max_step = max_step
+        self.step_sum, self.step_count = np.zeros(entries), np.zeros(entries, np.int64)
+        self.steps: list[list[tuple[float, int, int]]] = [[] for _ in range(entries)]
+        self.values: list[np.ndarray | None] = [np.empty(0)] * entries
+        self.rows: list[np.ndarray] = []
+        self.stride, self.seen = 1, 0
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def add(self, episode: int, rows: Float[np.ndarray, "frames entries"]) -> None:
+        """Rows of one more episode; values that are not finite are left out."""
+        known = np.isfinite(rows)
+        count = known.sum(0)
+        values = np.where(known, rows, 0.0)
+        mean = values.sum(0) / np.maximum(count, 1)
+        squares = (np.where(known, rows - mean, 0.0) ** 2).sum(0)
+        # Chan's update joins the moments of two sets; sums of squares would lose digits far from zero.
+        total = np.maximum(self.count + count, 1)
+        shift = mean - self.mean
+        self.squares += squares + shift**2 * self.count * count / total
+        self.mean += shift * count / total
+        self.count += count
+        self.low = np.minimum(self.low, np.where(known, rows, np.inf).min(0))
+        self.high = np.maximum(self.high, np.where(known, rows, -np.inf).max(0))
+        self._add_steps(episode, np.abs(np.diff(np.where(known, rows, np.nan), axis=0)))
+        self._add_values(rows)
+        self._add_rows(rows)
+
+    @property
+    def std(self) -> np.ndarray:
+        return np.sqrt(self.squares / np.maximum(self.count, 1))
+
+    def _add_steps(self, episode: int, steps: np.ndarray) -> None:
+        known = np.isfinite(steps)
+        self.step_sum += np.where(known, steps, 0.0).sum(0)
+        self.step_count += known.sum(0)
+        # The range so far is at most the whole range: what is left out here is no jump at the end either.
+        limits = np.where(np.isinf(self.max_step), (self.high - self.low) / 2, self.max_step)
+        for entry in np.flatnonzero((steps > limits).any(0)):
+            places = np.flatnonzero(steps[:, entry] > limits[entry])
+            found = [(float(steps[place, entry]), episode, int(place) + 1) for place in places]
+            # Nothing else grows with the data: the largest are enough to name the worst.
+            self.steps[entry] = heapq.nlargest(STEPS_KEPT, self.steps[entry] + found, key=lambda step: step[0])
+
+    def _add_values(self, rows: np.ndarray) -> None:
+        for entry, values in enumerate(self.values):
+            if values is not None:
+                values = np.union1d(values, rows[:, entry])
+                self.values[entry] = values if len(values) <= FEW_VALUES else None
+
+    def _add_rows(self, rows: np.ndarray) -> None:
+        kept = rows[-self.seen % self.stride :: self.stride]
+        self.seen += len(rows)
+        if len(kept):
+            self.rows.append(kept.copy())
+        while -(-self.seen // self.stride) > ROWS_KEPT:
+            self.rows, self.stride = [np.concatenate(self.rows)[::2].copy()], self.stride * 2
+
+
+class _Survey:
+    """What has been found up to now."""
+
+    def __init__(self, reader: EpisodeReader, config: InspectConfig) -> None:
+        self.reader, self.config = reader, config
+        self.running: dict[str, _Running] = {}
+        for key, feature in reader.features.items():
+            if _measured(feature):
+                self.running[key] = _Running(feature, self._max_step(feature))
+        spread = np.linspace(0, reader.episodes - 1, min(config.sampled, reader.episodes))
+        self.sampled = {int(episode) for episode in np.rint(spread)}
+        self.lengths: dict[int, int] = {}
+        self.tasks: Counter[str] = Counter()
+        self.places: dict[tuple[Kind, str | None, int | None], Places] = {}
+        self.unreadable: list[Problem] = []
+        self.curves: dict[str, list[Curve]] = {key: [] for key in self.running}
+        self.pictures: list[Picture] = []
+
+    def _max_step(self, feature: Feature) -> np.ndarray:
+        """The largest step of each angle from a frame to the next; infinite for entries judged by their range."""
+        angles = [_angle(feature, entry) for entry in range(entries_of(feature))]
+        fps, speed = self.reader.fps, self.config.max_joint_speed
+        return np.array([speed / fps / angle if fps and angle else math.inf for angle in angles])
+
+    def look_at(self, number: int) -> None:
+        """Reads and measures one episode; nothing of it stays but copies."""
+        try:
+            self.lengths[number] = self.reader.length(number)
+            episode = self.reader.read_episode(number)
+            self._check(episode.columns, self.lengths[number])
+        except DataError as error:
+            text = f"episode {number} cannot be read: {_line(error)}"
+            self.unreadable.append(Problem("unreadable", text, episodes=(number,)))
+            return
+        for key, running in self.running.items():
+            rows = np.asarray(episode.columns[key]).reshape(self.lengths[number], -1).astype(np.float64)
+            self._measure(number, key, running, rows)
+        self._look_at_tasks(number, episode.task)
+        if number in self.sampled:
+            for key, feature in self.reader.features.items():
+                if feature.is_image:
+                    self._look_at_camera(number, key, episode.columns[key])
+
+    def _check(self, columns: Mapping[str, Column], length: int) -> None:
+        for key, feature in self.reader.features.items():
+            if key not in columns:
+                raise DataError(f"{key} is missing")
+            if columns[key].shape != (length, *feature.shape):
+                raise DataError(f"{key}: expected shape {(length, *feature.shape)}, got {columns[key].shape}")
+
+    def _place(self, kind: Kind, key: str | None = None, entry: int | None = None) -> Places:
+        return self.places.setdefault((kind, key, entry), Places())
+
+    def _measure(self, number: int, key: str, running: _Running, rows: np.ndarray) -> None:
+        if len(rows) == 0:
+            return
+        known = np.isfinite(rows)
+        for entry in np.flatnonzero(~known.all(0)):
+            bad = np.flatnonzero(~known[:, entry])
+            self._place("not finite", key, int(entry)).add(number, int(bad[0]), count=len(bad))
+        running.add(number, rows)
+        if key == "timestamp" and rows.shape[1] == 1 and known.all():
+            self._look_at_times(number, rows[:, 0])
+        feature = self.reader.features[key]
+        for entry in range(rows.shape[1]):
+            radians = np.abs(np.where(known[:, entry], rows[:, entry], 0.0)) * _angle(feature, entry)
+            if beyond := int((radians > 2 * math.pi).sum()):
+                worst = int(radians.argmax())
+                self._place("beyond limits", key, entry).add(number, worst, float(radians[worst]), beyond)
+        if number in self.sampled:
+            stride = -(-len(rows) // POINTS_KEPT)
+            self.curves[key].append(Curve(number, stride, rows[::stride].copy()))
+
+    def _look_at_times(self, number: int, times: np.ndarray) -> None:
+        gaps = np.diff(times)
+        period = 1 / self.reader.fps if self.reader.fps else float(np.median(gaps)) if len(gaps) else 0.0
+        if abs(times[0]) > period / 2:
+            self._place("late start", "timestamp").add(number, 0, float(abs(times[0])))
+        if (gaps <= 0).any():
+            frame = int(gaps.argmin())
+            self._place("not rising", "timestamp").add(number, frame + 1, float(-gaps[frame]), int((gaps <= 0).sum()))
+        if self.reader.fps is None:
+            return
+        periods = gaps * self.reader.fps
+        missing = np.where(periods >= 1.5, np.rint(periods) - 1, 0)
+        if missing.any():
+            frame = int(missing.argmax())
+            self._place("dropped frames", "timestamp").add(number, frame + 1, missing[frame], int(missing.sum()))
+        off = np.where((periods > 0) & (periods < 1.5), np.abs(periods - 1), 0.0)
+        if (off > 0.1).any():
+            frame = int(off.argmax())
+            self._place("off the rate", "timestamp").add(number, frame + 1, float(off[frame]), int((off > 0.1).sum()))
+
+    def _look_at_tasks(self, number: int, task: Sequence[str]) -> None:
+        self.tasks.update(list(dict.fromkeys(task)))
+        empty = [frame for frame, text in enumerate(task) if not text.strip()]
+        if empty or not task:
+            self._place("no task").add(number, empty[0] if empty else 0, count=max(len(empty), 1))
+
+    def _look_at_camera(self, number: int, key: str, frames: Column) -> None:
+        length = min(len(frames), FRAMES_DECODED)
+        wanted = sorted({0, length // 2, length - 1}) if length else []
+        try:
+            chosen = dict(zip(wanted, _frames(frames, wanted), strict=True))
+        except DataError as error:
+            text = f"{key} of episode {number} cannot be read: {_line(error)}"
+            self.unreadable.append(Problem("unreadable", text, key, episodes=(number,)))
+            return
+        for frame, pixels in chosen.items():
+            if pixels.max() <= 16:  # what video coding makes of black
+                self._place("black image", key).add(number, frame)
+            elif np.ptp(pixels.reshape(-1, 3), axis=0).max() <= 2:
+                self._place("flat image", key).add(number, frame)
+        for earlier, later in pairwise(wanted):
+            if np.array_equal(chosen[earlier], chosen[later]):
+                self._place("frozen camera", key).add(number, later)
+        self.pictures += [Picture(key, number, frame, _thumbnail(pixels)) for frame, pixels in chosen.items()]
+
+    def result(self) -> Inspection:
+        """The figures of all that was looked at, and the problems, most serious first."""
+        summaries = []
+        for key, feature in self.reader.features.items():
+            running = self.running.get(key)
+            summaries.append(FeatureSummary(key, feature, () if running is None else _figures(feature, running)))
+            if running is not None and key.startswith(("observation", "action")):
+                self._judge(key, feature, running)
+        self._judge_lengths()
+        problems = [*self.unreadable, *map(self._problem, self.places)]
+        if self.reader.fps is None:
+            text = "the data set records no rate: speeds of joints and gaps between timestamps were not checked"
+            problems.append(Problem("no rate", text))
+        reader = self.reader
+        return Inspection(
+            path=reader.path,
+            format=reader.format,
+            robot=reader.robot,
+            fps=reader.fps,
+            provenance=reader.provenance,
+            bytes=_size(reader.path),
+            lengths=self.lengths,
+            episodes=reader.episodes,
+            tasks=dict(self.tasks.most_common()),
+            features=tuple(summaries),
+            problems=tuple(sorted(problems, key=lambda problem: KINDS.index(problem.kind))),
+            rows={key: np.concatenate(running.rows) for key, running in self.running.items() if running.rows},
+            curves={key: tuple(curves) for key, curves in self.curves.items()},
+            pictures=tuple(self.pictures),
+        )
+
+    def _judge(self, key: str, feature: Feature, running: _Running) -> None:
+        """Finds entries that hardly vary and steps that are too large, now that the whole range is known."""
+        for entry in range(len(running.count)):
+            still = running.count[entry] > 0 and running.std[entry] < self.config.min_std
+            if still and feature.dtype != "bool":
+                kind = "constant" if running.low[entry] == running.high[entry] else "hardly varies"
+                self._place(kind, key, entry).worst = float(running.std[entry])
+            limit = float(running.max_step[entry])
+            if math.isinf(limit):
+                switches = running.values[entry] is not None or "gripper" in entry_name(feature, entry).lower()
+                if still or switches or running.count[entry] == 0:
+                    continue
+                mean_step = running.step_sum[entry] / max(running.step_count[entry], 1)
+                limit = max((running.high[entry] - running.low[entry]) / 2, 10 * mean_step)
+            for size, episode, frame in running.steps[entry]:
+                if size > limit:
+                    self._place("jump", key, entry).add(episode, frame, size)
+
+    def _problem(self, place: tuple[Kind, str | None, int | None]) -> Problem:
+        kind, key, entry = place
+        return problem_at(kind, key, self.reader.features[key] if key else None, entry, self.places[place])
+
+    def _judge_lengths(self) -> None:
+        shortest = max(float(self.config.min_frames), float(np.median([*self.lengths.values()] or [0])) / 10)
+        for episode, length in self.lengths.items():
+            if length < shortest:
+                self._place("short").add(episode, 0, -length)
+
+
+def _figures(feature: Feature, running: _Running) -> tuple[Entry, ...]:
+    def entry(index: int) -> Entry:
+        columns = (running.low, running.high, running.mean, running.std)
+        figures = [float(column[index]) if np.isfinite(column[index]) else None for column in columns]
+        figures = figures if running.count[index] else [None] * 4
+        return Entry(entry_name(feature, index), entry_unit(feature, index), *figures)
+
+    return tuple(entry(index) for index in range(len(running.count)))
+
+
+def _measured(feature: Feature) -> bool:
+    return not feature.is_image and np.dtype(feature.dtype).kind in "biuf" and entries_of(feature) <= WIDEST
+
+
+def _angle(feature: Feature, entry: int) -> float:
+    """Radians in the entry's unit; 0 where it is no angle."""
+    return ANGLES.get(entry_unit(feature, entry), 0.0)
+
+
+def _frames(frames: Column, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """The wanted frames, in order; a camera is decoded no further than it must."""
+    if isinstance(frames, np.ndarray):
+        yield from (frames[place] for place in wanted)
+        return
+    found = 0
+    for place, pixels in enumerate(islice(iter(frames), wanted[-1] + 1 if wanted else 0)):
+        if place in wanted:
+            found += 1
+            yield pixels
+    if found < len(wanted):
+        raise DataError(f"expected {len(frames)} frames, the source ends before frame {wanted[found]}")
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """The means of square blocks, so that no side is much longer than `THUMBNAIL`."""
+    block = min(-(-max(pixels.shape[:2]) // THUMBNAIL), *pixels.shape[:2])
+    height, width = pixels.shape[0] // block, pixels.shape[1] // block
+    blocks = pixels[: height * block, : width * block].reshape(height, block, width, block, 3)
+    return np.rint(blocks.mean((1, 3))).astype(np.uint8)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

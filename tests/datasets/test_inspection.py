@@ -1,0 +1,350 @@
+"""Each thing that can be wrong with a data set is found and named with its episode; a clean data set has none of it."""
+
+import json
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from robostack.datasets.episodes import DataError, Episode, Feature, Frames
+from robostack.datasets.findings import Inspection, Problem
+from robostack.datasets.inspection import FRAMES_DECODED, ROWS_KEPT, WIDEST, InspectConfig, inspect
+from robostack.datasets.normalize import SMALLEST_SCALE
+
+FEATURES = {
+    "observation.state": Feature((4,), "float32", ("waist", "elbow", "x", "gripper"), ("rad", "deg", "m", "1")),
+    "observation.images.top": Feature((6, 8, 3), "uint8"),
+    "action": Feature((2,), "float64"),
+    "timestamp": Feature((), "float32"),
+    "next.success": Feature((), "bool"),
+}
+Columns = dict[str, Any]
+Change = Callable[[Columns], object]
+
+
+def make_columns(number: int, length: int = 100, fps: float = 50) -> Columns:
+    """A smooth movement, a moving picture, timestamps at the rate."""
+    rng = np.random.default_rng(number)
+    time = np.arange(length) / fps
+    wave = np.sin(time[:, None] * [1, 2, 3, 1.5] + rng.uniform(0, 0.5, 4))
+    switch = (time > 1).astype(float)
+    return {
+        "observation.state": (wave * [1, 57, 0.3, 0] + switch[:, None] * [0, 0, 0, 1]).astype(np.float32),
+        "observation.images.top": rng.integers(30, 256, (length, 6, 8, 3), dtype=np.uint8),
+        "action": wave[:, :2].copy(),
+        "timestamp": time.astype(np.float32),
+        "next.success": time > 1.5,
+    }
+
+
+class Data:
+    """A reader of made-up episodes; the task of each and what is changed in it can be told."""
+
+    format, robot, provenance = "made up", "aloha", {"seed": 1}
+
+    def __init__(
+        self,
+        path: Path,
+        changes: Mapping[int, Change] | None = None,
+        episodes: int = 6,
+        tasks: Mapping[int, str] | None = None,
+        fps: float | None = 50,
+        features: Mapping[str, Feature] = FEATURES,
+    ) -> None:
+        self.path, self.fps, self.features, self.episodes = path, fps, features, episodes
+        self.changes, self.tasks, self.alive = changes or {}, tasks or {}, 0
+
+    def columns(self, episode: int) -> Columns:
+        columns = make_columns(episode)
+        self.changes.get(episode, lambda _: None)(columns)
+        return {key: rows for key, rows in columns.items() if key in self.features}
+
+    def length(self, episode: int) -> int:
+        return len(self.columns(episode)["action"])
+
+    def read_episode(self, episode: int) -> Episode:
+        columns = self.columns(episode)
+        return Episode(columns, [self.tasks.get(episode, "lift")] * len(columns["action"]))
+
+
+def look(data: Data, **changes: Any) -> Inspection:
+    return inspect(data, InspectConfig(**{"sampled": data.episodes} | changes))
+
+
+def the_problem(data: Data, kind: str, **changes: Any) -> Problem:
+    """The only problem of a kind, and there is no other."""
+    problems = look(data, **changes).problems
+    assert [problem.kind for problem in problems] == [kind], [problem.text for problem in problems]
+    return problems[0]
+
+
+def put(key: str, place: Any, value: Any) -> Change:
+    return lambda columns: columns[key].__setitem__(place, value)
+
+
+def test_a_clean_data_set_has_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"12345")
+    inspection = look(Data(tmp_path, tasks={0: "push", 1: "push"}))
+    assert inspection.problems == ()
+    assert (inspection.episodes, inspection.frames, inspection.bytes) == (6, 600, 5)
+    assert inspection.tasks == {"lift": 4, "push": 2}
+    assert [summary.key for summary in inspection.features] == list(FEATURES)
+
+
+def test_figures_are_those_of_all_rows(tmp_path: Path) -> None:
+    data = Data(tmp_path)
+    for summary in look(data).features:
+        rows = np.concatenate([data.columns(i)[summary.key] for i in range(6)]).reshape(600, -1).astype(np.float64)
+        for entry, column in zip(summary.entries, rows.T, strict=False):
+            found = (entry.min, entry.max, entry.mean, entry.std)
+            assert found == pytest.approx((column.min(), column.max(), column.mean(), column.std()), rel=1e-12)
+    state, image, action, time, _ = look(data).features
+    assert [(entry.name, entry.unit) for entry in state.entries][1:3] == [("elbow", "deg"), ("x", "m")]
+    assert [entry.name for entry in action.entries] == ["0", "1"]
+    assert image.entries == () and time.entries[0].name == ""
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(arrays(np.float64, st.integers(1, 9), elements=st.floats(-1e3, 1e3)), min_size=1, max_size=5))
+def test_figures_far_from_zero_keep_their_digits(parts: list[np.ndarray]) -> None:
+    parts = [part + 1e6 for part in parts]
+    data = Data(Path(__file__), {i: lambda c, p=part: c.update(action=p) for i, part in enumerate(parts)}, len(parts))
+    data.features = {"action": Feature((), "float64")}
+    (entry,) = look(data).features[0].entries
+    whole = np.concatenate(parts)
+    assert entry.mean == pytest.approx(whole.mean(), rel=1e-14) and entry.std == pytest.approx(whole.std(), abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_named_and_left_out(tmp_path: Path, value: float) -> None:
+    data = Data(tmp_path, {3: put("observation.state", (slice(40, 43), 2), value)})
+    problem = the_problem(data, "not finite")
+    assert (problem.feature, problem.entry, problem.episodes, problem.frame, problem.count) == (
+        *("observation.state", "x", (3,), 40, 3),
+    )
+    state = look(data).features[0].entries[2]
+    assert state.max is not None and state.max < 1 and json.loads(json.dumps(look(data).to_json(), allow_nan=False))
+
+
+def test_an_entry_without_one_finite_value_has_no_figures(tmp_path: Path) -> None:
+    data = Data(tmp_path, {i: put("action", (slice(None), 0), np.nan) for i in range(6)})
+    assert the_problem(data, "not finite").count == 600
+    entry = look(data).features[2].entries[0]
+    assert (entry.min, entry.max, entry.mean, entry.std) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(("noise", "kind"), [(0.0, "constant"), (1e-3, "hardly varies")])
+def test_an_entry_that_is_still_is_named(tmp_path: Path, noise: float, kind: str) -> None:
+    def hold(columns: Columns) -> None:
+        columns["action"][:, 1] = 0.5 + noise * np.random.default_rng(0).normal(size=100)
+
+    problem = the_problem(Data(tmp_path, {i: hold for i in range(6)}), kind)
+    assert (problem.feature, problem.entry, problem.episodes) == ("action", "1", ())
+    assert len(look(Data(tmp_path, {i: hold for i in range(6)}), min_std=5e-4).problems) == (noise == 0)
+
+
+def test_still_means_what_normalisation_means() -> None:
+    assert InspectConfig().min_std == SMALLEST_SCALE
+
+
+def test_a_joint_faster_than_joints_move_has_jumped(tmp_path: Path) -> None:
+    data = Data(
+        tmp_path,
+        {2: put("observation.state", (slice(60, None), 0), 0.0), 4: put("observation.state", (30, 0), 5.0)},
+    )
+    problem = the_problem(data, "jump")
+    assert (problem.entry, problem.episodes, problem.frame, problem.count) == ("waist", (4, 2), 30, 3)
+    assert "rad to frame 30 of episode 4 (and 1 more episode)" in problem.text
+    assert look(data, max_joint_speed=400.0).problems == ()
+
+
+def test_degrees_are_angles_too(tmp_path: Path) -> None:
+    problem = the_problem(Data(tmp_path, {1: put("observation.state", (slice(50, 52), 1), -40)}), "jump")
+    assert (problem.entry, problem.episodes) == ("elbow", (1,)) and problem.frame in (50, 52)
+
+
+def test_without_a_known_unit_half_the_range_is_a_jump(tmp_path: Path) -> None:
+    problem = the_problem(Data(tmp_path, {5: put("action", (70, 1), 9.0)}), "jump")
+    assert (problem.feature, problem.entry, problem.episodes, problem.count) == ("action", "1", (5,), 2)
+    assert problem.frame in (70, 71)
+    late = np.arange(100)[:, None] > 70
+    assert look(Data(tmp_path, {5: lambda columns: columns["action"].__iadd__(0.5 * late)})).problems == ()
+
+
+def test_noise_and_switches_do_not_jump(tmp_path: Path) -> None:
+    def shake(columns: Columns) -> None:
+        columns["action"][:, 0] = np.random.default_rng(1).normal(size=100)
+        columns["action"][:, 1] = np.arange(100) // 30 % 2  # the state's gripper switches in every episode
+
+    assert look(Data(tmp_path, {i: shake for i in range(6)})).problems == ()
+
+
+def test_more_than_a_turn_is_beyond_the_limits(tmp_path: Path) -> None:
+    def turn(columns: Columns) -> None:
+        columns["observation.state"][:, 1] += np.linspace(0, 700, 100)
+
+    problem = the_problem(Data(tmp_path, {1: turn}), "beyond limits")
+    assert (problem.entry, problem.episodes, problem.frame) == ("elbow", (1,), 99) and problem.count > 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "frame", "count"),
+    [
+        ("dropped frames", lambda t: np.r_[t[:40], t[40:] + 0.06], 40, 3),
+        ("off the rate", lambda t: np.r_[t[:40], t[40] + 0.004, t[41:]], 40, 2),
+        ("not rising", lambda t: np.r_[t[:40], t[39:-1]], 40, 1),
+        ("late start", lambda t: t + 3, 0, 1),
+    ],
+)
+def test_timestamps_off_the_rate(tmp_path: Path, kind: str, change: Any, frame: int, count: int) -> None:
+    def shift(columns: Columns) -> None:
+        columns["timestamp"] = change(columns["timestamp"]).astype(np.float32)
+
+    problem = the_problem(Data(tmp_path, {3: shift}), kind)
+    assert (problem.feature, problem.episodes, problem.count) == ("timestamp", (3,), count)
+    assert problem.frame in (frame, frame + 1)
+
+
+def test_no_rate_is_said_and_the_rest_is_checked(tmp_path: Path) -> None:
+    def stumble(columns: Columns) -> None:
+        columns["timestamp"][40:] += 0.06
+        columns["timestamp"][60] = columns["timestamp"][59]
+
+    problems = look(Data(tmp_path, {3: stumble}, fps=None)).problems
+    assert [problem.kind for problem in problems] == ["no rate", "not rising"]
+    assert "not checked" in problems[0].text
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_missing_task_text(tmp_path: Path, text: str) -> None:
+    problem = the_problem(Data(tmp_path, tasks={2: text, 4: text}), "no task")
+    assert problem.episodes == (2, 4)
+
+
+def test_episodes_too_short(tmp_path: Path) -> None:
+    def cut(length: int) -> Change:
+        return lambda columns: columns.update({key: rows[:length] for key, rows in columns.items()})
+
+    problem = the_problem(Data(tmp_path, {1: cut(20), 4: cut(12)}), "short")
+    assert problem.episodes == (4, 1) and "12 frames in episode 4" in problem.text
+    assert look(Data(tmp_path, {1: cut(20)}), min_frames=20).problems == ()
+    assert the_problem(Data(tmp_path, {1: cut(9)}), "short", min_frames=0).episodes == (1,)  # a tenth of the median
+
+
+def test_an_unreadable_episode_does_not_stop_the_rest(tmp_path: Path) -> None:
+    def damaged(columns: Columns) -> None:
+        raise DataError("episode 2: file-002.parquet is\ntruncated")
+
+    def misshapen(columns: Columns) -> None:
+        columns["observation.state"] = columns["observation.state"][:, :3]
+
+    done: list[int] = []
+    inspection = inspect(Data(tmp_path, {2: damaged, 4: misshapen}), report=done.append)
+    assert [(problem.kind, problem.episodes) for problem in inspection.problems] == [
+        ("unreadable", (2,)),
+        ("unreadable", (4,)),
+    ]
+    assert "file-002.parquet is truncated" in inspection.problems[0].text and "(100, 4)" in inspection.problems[1].text
+    assert inspection.tasks == {"lift": 4} and done == [1, 2, 3, 4, 5, 6]
+
+
+def test_nothing_readable_is_inspected_too(tmp_path: Path) -> None:
+    def damaged(columns: Columns) -> None:
+        raise DataError("gone")
+
+    inspection = look(Data(tmp_path, {i: damaged for i in range(6)}))
+    assert len(inspection.problems) == 6 and inspection.frames == 0
+    assert inspection.to_json()["features"]["action"]["entries"][0]["mean"] is None
+    assert look(Data(tmp_path, episodes=0)).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "pixels", "count"),
+    [
+        ("black image", lambda images: images // 32, 3),
+        ("flat image", lambda images: images * 0 + np.arange(100, dtype=np.uint8)[:, None, None, None] + 50, 3),
+        ("frozen camera", lambda images: np.concatenate([images[:50], images[50:51].repeat(50, 0)]), 1),
+    ],
+)
+def test_cameras_that_show_nothing(tmp_path: Path, kind: str, pixels: Any, count: int) -> None:
+    def spoil(columns: Columns) -> None:
+        columns["observation.images.top"] = pixels(columns["observation.images.top"]).astype(np.uint8)
+
+    problem = the_problem(Data(tmp_path, {3: spoil}), kind)
+    assert (problem.feature, problem.episodes, problem.count) == ("observation.images.top", (3,), count)
+    assert look(Data(tmp_path, {3: spoil}), sampled=0).problems == ()
+
+
+def test_a_camera_is_decoded_no_further_than_it_must(tmp_path: Path) -> None:
+    decoded: list[int] = []
+    base = np.random.default_rng(0).integers(30, 200, (400, 600, 3), dtype=np.uint8)
+    length = FRAMES_DECODED + 500
+
+    def read() -> Iterator[np.ndarray]:
+        for frame in range(length):
+            decoded.append(frame)
+            yield base + np.uint8(frame % 7)
+
+    features = {"action": Feature((), "float64"), "observation.images.top": Feature((400, 600, 3), "uint8")}
+    change = {0: lambda c: c.update({"observation.images.top": Frames((length, 400, 600, 3), read)})}
+    change[0] = lambda c, film=change[0]: (film(c), c.update(action=np.sin(np.arange(length) / 9)))
+    inspection = look(Data(tmp_path, change, 1, features=features))
+    assert inspection.problems == () and len(decoded) == FRAMES_DECODED
+    assert [picture.frame for picture in inspection.pictures] == [0, FRAMES_DECODED // 2, FRAMES_DECODED - 1]
+    assert inspection.pictures[0].pixels.shape == (100, 150, 3)
+
+
+def test_a_camera_that_ends_early_is_named(tmp_path: Path) -> None:
+    def cut(columns: Columns) -> None:
+        images = columns["observation.images.top"]
+        columns["observation.images.top"] = Frames(images.shape, lambda: iter(images[:70]))
+
+    problem = the_problem(Data(tmp_path, {4: cut}), "unreadable")
+    assert (problem.feature, problem.episodes) == ("observation.images.top", (4,)) and "frame 99" in problem.text
+
+
+def test_one_episode_at_a_time_is_in_memory(tmp_path: Path) -> None:
+    alive: list[int] = []
+
+    class Counted(Data):
+        def read_episode(self, episode: int) -> Episode:
+            assert alive == [], "the episode before is still there"
+            made = super().read_episode(episode)
+            for rows in made.columns.values():
+                alive.append(episode)
+                weakref.finalize(rows, alive.remove, episode)
+            return made
+
+    inspection = look(Counted(tmp_path, episodes=100), sampled=100)
+    assert inspection.episodes == 100 and inspection.frames == 10_000
+
+
+def test_what_is_kept_to_draw_does_not_grow(tmp_path: Path) -> None:
+    data = Data(tmp_path, episodes=100, features={"action": FEATURES["action"]})
+    inspection = look(data, sampled=3)
+    kept = inspection.rows["action"]
+    assert ROWS_KEPT / 2 < len(kept) <= ROWS_KEPT
+    whole = np.concatenate([data.columns(i)["action"] for i in range(100)])
+    assert np.array_equal(kept, whole[:: -(-len(whole) // len(kept))])
+    assert [curve.episode for curve in inspection.curves["action"]] == [0, 50, 99]
+    assert np.array_equal(inspection.curves["action"][1].rows, data.columns(50)["action"])
+
+
+def test_a_feature_too_wide_to_measure_is_listed(tmp_path: Path) -> None:
+    features = {"action": Feature((), "float64"), "observation.depth": Feature((WIDEST + 1,), "float32")}
+    zeros = {"action": np.sin(np.arange(60) / 9), "observation.depth": np.zeros((60, WIDEST + 1), np.float32)}
+    inspection = look(Data(tmp_path, {0: lambda c: c.update(zeros)}, 1, features=features))
+    assert [len(summary.entries) for summary in inspection.features] == [1, 0] and inspection.problems == ()
+
+
+@pytest.mark.parametrize("name", ["max_joint_speed", "min_frames", "min_std", "sampled"])
+def test_a_negative_setting_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must not be negative"):
+        InspectConfig(**{name: -1})
