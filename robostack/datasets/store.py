@@ -1,100 +1,156 @@
-"""Demonstrations in a Zarr v3 group: one flat array a feature, cut into episodes by `episode_ends`.
+"""Demonstrations in a Zarr v3 group: one flat array a feature, cut into episodes.
 
-    <path>/                     group; attributes: format, fps, features, tasks, provenance, episodes
+    <path>/                     group; attributes: format, fps, robot, features, tasks, provenance, statistics,
+                                episodes and segments
       episode_ends   (E,)       int64, index one past the last frame of each episode
-      episode_task   (E,)       int64, index into the task texts
-      <feature>      (N, ...)   one row a frame; numbers in chunks of 4,096 rows, images one frame a chunk
+      segment_ends   (S,)       int64, the same for each segment: frames of one episode that have one task
+      segment_task   (S,)       int64, index of a segment's task text
+      <feature>      (N, ...)   one row a frame, uncompressed (see `rows`)
 
 Feature names are LeRobot's (`observation.state`, `action`, ...). An episode is written data first and counted
-last: the attribute `episodes` is replaced by one atomic rename, and whatever lies beyond it is an append that never
-finished. A kill therefore loses the episode in flight and nothing else.
+last: the attributes `episodes` and `segments` are replaced by one atomic rename, and whatever lies beyond them is an
+append that never finished. A kill therefore loses the episode in flight and nothing else.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.errors import ChunkNotFoundError
+from jaxtyping import Int
 
-from robostack.datasets.episodes import DataError, Feature, check_episode
+from robostack.datasets.episodes import (
+    Column,
+    DataError,
+    Episode,
+    Feature,
+    Frames,
+    check_episode,
+    task_of_each_frame,
+)
+from robostack.datasets.rows import Rows
+from robostack.datasets.statistics import Statistics, of_column, of_relative_actions
 
-FORMAT = "robostack-episodes-1"
-ROWS_A_CHUNK = 4096
+FORMAT = "robostack-episodes-2"
+INDEX = ("episode_ends", "segment_ends", "segment_task")
+FRAMES_AT_ONCE = 64
+CHUNK_LEN = 50  # of the relative statistics that are stored; others are measured when they are asked for
 
 
 class EpisodeWriter:
-    """Appends whole episodes to a new store.
+    """Appends whole episodes to a new store; `EpisodeWriter.resume` goes on with an old one.
 
     Raises FileExistsError when something is already at `path`: a data set is never overwritten.
     """
 
     def __init__(
-        self, path: str | Path, features: Mapping[str, Feature], fps: float, provenance: Mapping[str, Any] | None = None
+        self,
+        path: str | Path,
+        features: Mapping[str, Feature],
+        fps: float,
+        provenance: Mapping[str, Any] | None = None,
+        robot: str | None = None,
     ) -> None:
         self.path, self.features = Path(path), dict(features)
         if self.path.exists():
             raise FileExistsError(f"{self.path} already exists: choose another path or remove it first")
         if "action" not in features:
             raise DataError(f"a data set needs the feature 'action', got {sorted(features)}")
-        self._tasks: list[str] = []
-        self._provenance = dict(provenance or {})
-        self._arrays: dict[str, zarr.Array] = {}
-        self._episodes = self._frames = 0
-        self._group = zarr.create_group(
-            store=str(self.path),
-            attributes={
-                "format": FORMAT,
-                "fps": fps,
-                "features": {key: asdict(feature) for key, feature in features.items()},
-                "provenance": self._provenance,
-                "tasks": [],
-                "episodes": 0,
-            },
-        )
-        for key in ("episode_ends", "episode_task"):
-            self._create(key, (), "int64", ROWS_A_CHUNK)
+        attributes = {
+            "format": FORMAT,
+            "fps": fps,
+            "robot": robot,
+            "features": {key: asdict(feature) for key, feature in features.items()},
+            "tasks": [],
+            "provenance": dict(provenance or {}),
+            "statistics": None,
+            "episodes": 0,
+            "segments": 0,
+        }
+        zarr.create_group(store=str(self.path), attributes=attributes)
+        for key in INDEX:
+            Rows.create(self.path, key, (), "int64", is_image=False)
         for key, feature in features.items():
-            self._create(key, feature.shape, feature.dtype, 1 if feature.is_image else ROWS_A_CHUNK)
+            Rows.create(self.path, key, feature.shape, feature.dtype, feature.is_image)
+        self._open()
 
-    def _create(self, key: str, shape: tuple[int, ...], dtype: str, rows: int) -> None:
-        # Chunks of zeros are written too: a chunk that is not there is then always a damaged store.
-        self._arrays[key] = self._group.create_array(
-            key, shape=(0, *shape), chunks=(rows, *shape), dtype=dtype, config={"write_empty_chunks": True}
-        )
+    @classmethod
+    def resume(cls, path: str | Path) -> EpisodeWriter:
+        """Goes on after the last whole episode of the store at `path`. Raises DataError when it is damaged."""
+        store = EpisodeStore(path)
+        writer = cls.__new__(cls)
+        writer.path, writer.features = store.path, store.features
+        writer._open()
+        return writer
 
-    def append(self, episode: Mapping[str, np.ndarray], task: str, provenance: Mapping[str, Any] | None = None) -> int:
-        """Writes one episode of arrays (T, *feature.shape); gives its index. Entries of `provenance` replace those of
-        the data set. Raises DataError and writes nothing if a feature is missing, unknown, of another shape or length,
-        or not finite."""
-        length = check_episode(episode, self.features)
+    def _open(self) -> None:
+        self._group = zarr.open_group(store=str(self.path), mode="r+")
+        attributes: dict[str, Any] = dict(self._group.attrs)
+        self._tasks, self._provenance = list(attributes["tasks"]), dict(attributes["provenance"])
+        self.episodes: int = attributes["episodes"]
+        self._segments: int = attributes["segments"]
+        self._rows = {key: Rows(self.path / key, "r+") for key in (*INDEX, *self.features)}
+        ends = self._rows["episode_ends"].read(max(0, self.episodes - 1), self.episodes)
+        self._frames = int(ends[-1]) if len(ends) else 0
+
+    def append(
+        self, columns: Mapping[str, Column], task: str | Sequence[str], provenance: Mapping[str, Any] | None = None
+    ) -> int:
+        """Writes one episode of columns (T, *feature.shape); gives its index. `task` is the episode's text, or one a
+        frame. Entries of `provenance` replace those of the data set. Raises DataError and writes nothing if a feature
+        is missing, unknown, of another shape or length, or not finite."""
+        length = check_episode(columns, self.features)
         start, end = self._frames, self._frames + length
+        texts = task_of_each_frame(task, length)
+        changes = [i for i in range(1, length) if texts[i] != texts[i - 1]]
+        self._tasks += [text for text in dict.fromkeys(texts) if text not in self._tasks]
         for key in self.features:
-            self._extend(key, start, episode[key])
-        if task not in self._tasks:
-            self._tasks.append(task)
-        self._extend("episode_ends", self._episodes, np.array([end]))
-        self._extend("episode_task", self._episodes, np.array([self._tasks.index(task)]))
+            if (written := self._rows[key].write(start, _blocks(columns[key]))) != end:
+                raise DataError(f"{key}: expected {length} frames, got {written - start}: the source ends early")
+        segments = np.array([*changes, length], np.int64) + start
+        tasks = np.array([self._tasks.index(texts[i]) for i in (0, *changes)], np.int64)
+        self._rows["episode_ends"].write(self.episodes, [np.array([end], np.int64)])
+        self._rows["segment_ends"].write(self._segments, [segments])
+        self._rows["segment_task"].write(self._segments, [tasks])
+        counts = {"episode_ends": self.episodes + 1, **dict.fromkeys(INDEX[1:], self._segments + len(segments))}
+        for key, rows in self._rows.items():
+            rows.resize(counts.get(key, end))
         self._provenance |= provenance or {}
         self._group.update_attributes(
-            {"tasks": self._tasks, "provenance": self._provenance, "episodes": self._episodes + 1}
+            {
+                "tasks": self._tasks,
+                "provenance": self._provenance,
+                "statistics": None,  # those of fewer episodes
+                "episodes": counts["episode_ends"],
+                "segments": counts["segment_ends"],
+            }
         )
-        self._episodes, self._frames = self._episodes + 1, end
-        return self._episodes - 1
+        self.episodes, self._segments, self._frames = counts["episode_ends"], counts["segment_ends"], end
+        return self.episodes - 1
 
-    def _extend(self, key: str, start: int, rows: np.ndarray) -> None:
-        array = self._arrays[key]
-        array.resize((start + len(rows), *array.shape[1:]))
-        array[start:] = rows
+    def finish(self) -> None:
+        """Stores the statistics of the data set, and brings all of it to the disk."""
+        if self.episodes:
+            store = EpisodeStore(self.path)
+            features = {key: asdict(values) for key, values in store.statistics().items()}
+            relative = None
+            if store.why_not_relative() is None:
+                relative = {"chunk_len": CHUNK_LEN, "action": asdict(store.relative_statistics(CHUNK_LEN))}
+            self._group.update_attributes({"statistics": {"features": features, "relative": relative}})
+        for rows in self._rows.values():
+            rows.flush()
+            rows.close()
 
 
 class EpisodeStore:
-    """Reads a store. Opening reads no frames; `read` and `gather` read the rows that are asked for.
+    """Reads a store. Opening reads no frames; everything else reads the rows that are asked for.
 
     Raises DataError in one line when the store is truncated or damaged.
     """
@@ -104,30 +160,35 @@ class EpisodeStore:
         if not (self.path / "zarr.json").is_file():
             raise DataError(f"{path} is not a robostack data set: expected a folder with zarr.json")
         try:
-            self._group = zarr.open_group(store=str(self.path), mode="r")
-            attributes: dict[str, Any] = dict(self._group.attrs)
+            attributes: dict[str, Any] = dict(zarr.open_group(store=str(self.path), mode="r").attrs)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}/zarr.json cannot be read ({_line(error)}): restore it from a copy") from error
+            line = " ".join(str(error).split())[:200]
+            raise DataError(f"{path}/zarr.json cannot be read ({line}): restore it from a copy") from error
         if attributes.get("format") != FORMAT:
-            raise DataError(f"{path}: expected format {FORMAT!r}, got {attributes.get('format')!r}")
+            raise DataError(f"{path}: expected format {FORMAT!r}, got {attributes.get('format')!r}: collect it again")
+        self.format = "robostack"
         self.fps: float = attributes["fps"]
+        self.robot: str | None = attributes["robot"]
         self.tasks: tuple[str, ...] = tuple(attributes["tasks"])
         self.provenance: dict[str, Any] = attributes["provenance"]
         self.features = {
             key: Feature(tuple(f["shape"]), f["dtype"], tuple(f["names"]), tuple(f["units"]))
             for key, f in attributes["features"].items()
         }
-        episodes: int = attributes["episodes"]
-        self.episode_ends = self._rows("episode_ends", slice(0, episodes))
-        self.episode_task = self._rows("episode_task", slice(0, episodes))
-        self.frames = int(self.episode_ends[-1]) if episodes else 0
-        lengths = np.diff(self.episode_ends, prepend=0)
-        if len(lengths) != episodes or np.any(lengths <= 0):
-            raise DataError(f"{path} is damaged: episode_ends of {episodes} episodes does not rise; restore it")
+        self._statistics: dict[str, Any] | None = attributes["statistics"]
+        self._rows = {key: Rows(self.path / key) for key in (*INDEX, *self.features)}
+        counts = {"episode_ends": attributes["episodes"], **dict.fromkeys(INDEX[1:], attributes["segments"])}
+        for key in INDEX:
+            self._rows[key].check(counts[key])
+        self.episode_ends, self._segment_ends, self._segment_task = (
+            self._rows[key].read(0, counts[key]) for key in INDEX
+        )
+        self.frames = int(self.episode_ends[-1]) if self.episodes else 0
+        for ends in (self.episode_ends, self._segment_ends):
+            if np.any(np.diff(ends, prepend=0) <= 0) or (len(ends) and ends[-1] != self.frames):
+                raise DataError(f"{path} is damaged: the ends of {self.episodes} episodes do not rise; restore it")
         for key in self.features:
-            stored = self._array(key).shape[0]
-            if stored < self.frames:
-                raise DataError(f"{path} is truncated: {key} has {stored} of {self.frames} frames; restore it")
+            self._rows[key].check(self.frames)
 
     @property
     def episodes(self) -> int:
@@ -137,52 +198,107 @@ class EpisodeStore:
     def episode_starts(self) -> np.ndarray:
         return np.concatenate([[0], self.episode_ends[:-1]]).astype(np.int64)
 
-    def require(self, keys: Sequence[str]) -> None:
+    def require(self, keys: Iterable[str]) -> None:
         """Raises DataError naming the features that are not in the data set."""
         if missing := [key for key in keys if key not in self.features]:
             raise DataError(f"{self.path} lacks {', '.join(missing)}: it has {', '.join(self.features)}")
 
+    def length(self, episode: int) -> int:
+        """Frames of an episode."""
+        return int(self.episode_ends[episode] - self.episode_starts[episode])
+
     def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows [start, stop) of a feature, (stop - start, *shape); all rows of whole episodes by default."""
         self.require([key])
-        return self._rows(key, slice(start, self.frames if stop is None else stop))
+        return self._rows[key].read(start, self.frames if stop is None else stop)
 
-    def gather(self, key: str, indices: np.ndarray) -> np.ndarray:
-        """The rows at `indices` (any shape), (*indices.shape, *shape); each distinct row is read once."""
+    def gather(self, key: str, frames: Int[np.ndarray, " batch"]) -> np.ndarray:
+        """The rows of a feature at `frames`, (batch, *shape)."""
+        return self.windows(key, frames, 1)[:, 0]
+
+    def windows(self, key: str, starts: Int[np.ndarray, " batch"], length: int) -> np.ndarray:
+        """Rows [start, start + length) of a feature for each start, (batch, length, *shape)."""
         self.require([key])
-        distinct, inverse = np.unique(indices, return_inverse=True)
-        return self._rows(key, distinct)[inverse.reshape(np.shape(indices))]
+        return self._rows[key].windows(starts, length)
+
+    def tasks_at(self, frames: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
+        """Index of the task text of each frame."""
+        return self._segment_task[np.searchsorted(self._segment_ends, frames, side="right")]
+
+    def locate(self, frame: int) -> tuple[int, int]:
+        """Episode of a frame, and its place in it."""
+        episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
+        return episode, frame - int(self.episode_starts[episode])
 
     def episode(self, index: int) -> dict[str, np.ndarray]:
         """All features of one episode, each (T, *shape)."""
         start, end = int(self.episode_starts[index]), int(self.episode_ends[index])
         return {key: self.read(key, start, end) for key in self.features}
 
-    def _array(self, key: str) -> zarr.Array:
-        try:
-            array = self._group[key]
-        except (KeyError, ValueError) as error:
-            raise DataError(f"{self.path} is truncated: array {key} is missing or unreadable; restore it") from error
-        assert isinstance(array, zarr.Array)
-        return array
+    def read_episode(self, episode: int) -> Episode:
+        """One episode; images are read while they are iterated."""
+        start, end = int(self.episode_starts[episode]), int(self.episode_ends[episode])
+        columns: dict[str, Column] = {}
+        for key, feature in self.features.items():
+            if feature.is_image:
+                height, width, _ = feature.shape
+                columns[key] = Frames((end - start, height, width, 3), partial(self._frames, key, start, end))
+            else:
+                columns[key] = self.read(key, start, end)
+        return Episode(columns, [self.tasks[task] for task in self.tasks_at(np.arange(start, end))])
 
-    def _rows(self, key: str, rows: slice | np.ndarray) -> np.ndarray:
-        # A missing chunk reads as zeros unless zarr is told otherwise; a chunk cut short fails in its codec.
-        try:
-            with zarr.config.set({"array.read_missing_chunks": False}):
-                array = self._array(key)
-                return np.asarray(array[rows] if isinstance(rows, slice) else array.oindex[rows])
-        except ChunkNotFoundError as error:
-            chunk = str(error).splitlines()[-1].split("(")[0].strip()
-            raise DataError(f"{self.path} is truncated: {key}: {chunk} is missing; restore it from a copy") from error
-        except DataError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            raise DataError(f"{self.path} is truncated: {key}: {_line(error)}; restore it from a copy") from error
+    def _frames(self, key: str, start: int, end: int) -> Iterator[np.ndarray]:
+        for first in range(start, end, FRAMES_AT_ONCE):
+            yield from self.read(key, first, min(end, first + FRAMES_AT_ONCE))
+
+    def statistics(self) -> dict[str, Statistics]:
+        """Of every number or vector of numbers, by feature: as the writer stored them, else measured now."""
+        if self._statistics is not None:
+            return {key: Statistics.from_json(values) for key, values in self._statistics["features"].items()}
+        return {
+            key: of_column(partial(self.read, key), self.frames)
+            for key, feature in self.features.items()
+            if len(feature.shape) <= 1 and np.dtype(feature.dtype).kind in "fiu"
+        }
+
+    def relative_statistics(self, chunk_len: int) -> Statistics:
+        """Of actions relative to `observation.state` (see `of_relative_actions`): as stored for this chunk length, else
+        measured now. Raises DataError when state and action have not the same entries."""
+        if problem := self.why_not_relative():
+            raise DataError(problem)
+        relative = (self._statistics or {}).get("relative")
+        if relative is not None and relative["chunk_len"] == chunk_len:
+            return Statistics.from_json(relative["action"])
+        bounds = np.stack([self.episode_starts, self.episode_ends], axis=1).tolist()
+        return of_relative_actions(
+            lambda i: (self.read("observation.state", *bounds[i]), self.read("action", *bounds[i])),
+            np.diff(bounds, axis=1)[:, 0].tolist(),
+            chunk_len,
+        )
+
+    def why_not_relative(self) -> str | None:
+        """None when `action` and `observation.state` hold the same entries, so that one can be taken from the other."""
+        if "observation.state" not in self.features:
+            return f"{self.path}: relative actions need observation.state, which is not there: use absolute actions"
+        state, action = self.features["observation.state"], self.features["action"]
+        if state.shape == action.shape and (state.names == action.names or not state.names or not action.names):
+            return None
+        return (
+            f"{self.path}: relative actions need the same entries in action and observation.state, got "
+            f"{action.names or action.shape} and {state.names or state.shape}: use absolute actions"
+        )
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _blocks(column: Column) -> Iterator[np.ndarray]:
+    """The rows of a column, a few images at a time."""
+    if isinstance(column, np.ndarray):
+        yield column
+        return
+    frames = iter(column)
+    while block := list(islice(frames, FRAMES_AT_ONCE)):
+        rows = np.stack(block)
+        block.clear()  # or two blocks would be in memory while the next is made
+        yield rows
 
 
 # zarr warns that dots in array names may not suit other stores; LeRobot's names have dots and folders take them.

@@ -78,11 +78,11 @@ def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda 
         raise FileExistsError(f"{config.out} already exists: choose another path or remove it first")
     done = Collected(0, 0)
     writer: EpisodeWriter | None = None
-    for episode, task, fps in _demonstrations(config, cameras):
+    for episode, task, fps, robot in _demonstrations(config, cameras):
         if writer is None:
             settings = {**asdict(config), "out": str(config.out), "workers": None}
             provenance = {"collected": settings, "seeds": [config.seed, config.seed], **describe_run()}
-            writer = EpisodeWriter(config.out, _features(episode), fps, provenance)
+            writer = EpisodeWriter(config.out, _features(episode), fps, provenance, robot)
         succeeded = bool(episode["next.success"][-1])
         done = Collected(done.kept + succeeded, done.failed + (not succeeded))
         if done.failed > max(10, done.kept):
@@ -94,17 +94,20 @@ def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda 
             writer.append(episode, task, {"seeds": [config.seed, last_seed]})
         report(done)
         if done.kept == config.episodes:
+            writer.finish()
             break
     return done
 
 
-def _demonstrations(
-    config: CollectConfig, cameras: Sequence[Camera]
-) -> Iterator[tuple[dict[str, np.ndarray], str, float]]:
-    """Episodes, their task and rate, for rising seeds without end; workers run a few seeds ahead."""
+Demonstration = tuple[dict[str, np.ndarray], str, float, str]
+"""An episode; its task, frames a second and robot."""
+
+
+def _demonstrations(config: CollectConfig, cameras: Sequence[Camera]) -> Iterator[Demonstration]:
+    """Demonstrations for rising seeds without end; workers run a few seeds ahead."""
     workers = min(config.workers or cores(), config.episodes)
     with worker_pool(workers, _start_worker, config.env, tuple(cameras)) as pool:
-        seeds, pending = count(config.seed), deque[Future[tuple[dict[str, np.ndarray], str, float]]]()
+        seeds, pending = count(config.seed), deque[Future[Demonstration]]()
         try:
             while True:
                 while len(pending) < 2 * workers:
@@ -122,10 +125,11 @@ def _start_worker(env_name: str, cameras: tuple[Camera, ...]) -> None:
     _worker = (envs.make(env_name), make_expert(env_name), cameras)
 
 
-def _demonstrate(seed: int) -> tuple[dict[str, np.ndarray], str, float]:
+def _demonstrate(seed: int) -> Demonstration:
     assert _worker is not None
     env, expert, cameras = _worker
-    return expert.demonstrate(env, seed, cameras), env.get_wrapper_attr("task"), env.metadata["render_fps"]
+    episode = expert.demonstrate(env, seed, cameras)
+    return episode, env.get_wrapper_attr("task"), env.metadata["render_fps"], env.get_wrapper_attr("robot")
 
 
 def _features(episode: dict[str, np.ndarray]) -> dict[str, Feature]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from robostack.core.text import Vocabulary
 from robostack.datasets.episodes import DataError
-from robostack.datasets.normalize import Normalizer, Statistics
+from robostack.datasets.normalize import Normalizer
+from robostack.datasets.statistics import Statistics
 from robostack.datasets.store import EpisodeStore
 from robostack.policies.protocol import Interface, Observation
 
@@ -53,7 +54,8 @@ class Processor:
             for key in keys
             if store.features[key].is_image
         }
-        statistics = {key: Statistics.of(store.read(key)) for key in (*state_keys, "action")}
+        of_all = store.statistics()
+        statistics = {key: of_all[key] for key in (*state_keys, "action")}
         for key, values in statistics.items():
             values.warn_of_still_entries(key, store.features[key].names)
         return Processor(state_keys, cameras, Vocabulary.of(store.tasks), statistics)
@@ -128,7 +130,5 @@ class Processor:
             state_keys=tuple(values["state_keys"]),
             cameras={name: (int(size[0]), int(size[1])) for name, size in values["cameras"].items()},
             vocabulary=Vocabulary(tuple(values["vocabulary"]["words"]), values["vocabulary"]["length"]),
-            statistics={
-                key: Statistics(**{name: tuple(v) for name, v in s.items()}) for key, s in values["statistics"].items()
-            },
+            statistics={key: Statistics.from_json(s) for key, s in values["statistics"].items()},
         )

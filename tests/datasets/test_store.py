@@ -1,17 +1,21 @@
 """The store gives back what it was given, and tells when it cannot."""
 
+import errno
 import os
 import shutil
+import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import FEATURES, make_episode, write
 
-from robostack.datasets.episodes import DataError
-from robostack.datasets.store import EpisodeStore, EpisodeWriter
+from robostack.datasets.episodes import DataError, Frames
+from robostack.datasets.store import FRAMES_AT_ONCE, EpisodeStore, EpisodeWriter
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -22,13 +26,15 @@ def test_round_trip(tmp_path: Path, lengths: list[int]) -> None:
     store = EpisodeStore(tmp_path / "data")
     assert store.features == FEATURES and store.fps == 50 and store.provenance == {"seeds": [0, len(lengths) - 1]}
     assert np.diff(store.episode_ends, prepend=0).tolist() == lengths
-    assert [store.tasks[i] for i in store.episode_task] == [f"task {i % 2}" for i in range(len(lengths))]
+    assert [store.tasks[i] for i in store.tasks_at(store.episode_starts)] == [
+        f"task {i % 2}" for i in range(len(lengths))
+    ]
     for i, episode in enumerate(episodes):
         read = store.episode(i)
         assert all(np.array_equal(read[key], episode[key]) and read[key].dtype == episode[key].dtype for key in episode)
-    indices = np.array([[0, store.frames - 1], [0, 0]])
+    frames = np.array([0, store.frames - 1, 0, 0])
     key = "observation.images.top"
-    assert np.array_equal(store.gather(key, indices), store.read(key)[indices])
+    assert np.array_equal(store.gather(key, frames), store.read(key)[frames])
 
 
 def test_zeros_are_data_and_not_missing(tmp_path: Path) -> None:
@@ -65,25 +71,113 @@ def test_an_unfit_episode_is_refused_and_nothing_written(tmp_path: Path, change,
     assert EpisodeStore(tmp_path / "data").frames == 4
 
 
-@pytest.mark.parametrize("stage", ["observation.state", "action", "episode_ends", "episode_task"])
-def test_a_kill_loses_the_episode_in_flight_alone(tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", [*FEATURES, "episode_ends", "segment_ends", "segment_task"])
+def test_a_kill_loses_the_episode_in_flight_alone_and_resuming_goes_on(tmp_path: Path, stage: str) -> None:
     path = tmp_path / "data"
     writer = EpisodeWriter(path, FEATURES, fps=50)
-    kept = make_episode(4)
-    writer.append(kept, "task")
-    extend = writer._extend
+    episodes = [make_episode(4, seed) for seed in range(3)]
+    writer.append(episodes[0], "task")
+    write = writer._rows[stage].write
 
-    def killed(key: str, start: int, rows: np.ndarray) -> None:
-        extend(key, start, rows[:1])
-        if key == stage:
-            raise KeyboardInterrupt
+    def killed(start: int, blocks: Iterable[np.ndarray]) -> int:
+        write(start, [next(iter(blocks))[:1]])
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "_extend", killed)
+    writer._rows[stage].write = killed
     with pytest.raises(KeyboardInterrupt):
-        writer.append(make_episode(4, seed=1), "task")
+        writer.append(episodes[1], "another task")
     store = EpisodeStore(path)
-    assert store.episodes == 1
-    assert all(np.array_equal(store.episode(0)[key], kept[key]) for key in kept)
+    assert store.episodes == 1 and store.tasks == ("task",)
+    assert all(np.array_equal(store.episode(0)[key], episodes[0][key]) for key in FEATURES)
+
+    resumed = EpisodeWriter.resume(path)
+    assert resumed.episodes == 1
+    assert resumed.append(episodes[2], "a third task") == 1
+    resumed.finish()
+    store = EpisodeStore(path)
+    assert store.tasks == ("task", "a third task") and store.frames == 8
+    assert all(np.array_equal(store.episode(1)[key], episodes[2][key]) for key in FEATURES)
+
+
+def test_a_disk_that_fills_loses_the_episode_in_flight_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = EpisodeWriter(tmp_path / "data", FEATURES, fps=50)
+    writer.append(make_episode(4), "task")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            writer.append(make_episode(4, seed=1), "task")
+    writer.append(make_episode(5, seed=2), "task")
+    store = EpisodeStore(tmp_path / "data")
+    assert [store.length(i) for i in range(store.episodes)] == [4, 5]
+    assert np.array_equal(store.episode(1)["action"], make_episode(5, seed=2)["action"])
+
+
+def test_zarr_reads_the_same_arrays(tmp_path: Path) -> None:
+    episodes = write(tmp_path / "data", [4, 5])
+    group = zarr.open_group(str(tmp_path / "data"), mode="r")
+    for key in FEATURES:
+        array = group[key]
+        assert isinstance(array, zarr.Array)
+        assert np.array_equal(array[:], np.concatenate([episode[key] for episode in episodes]))
+
+
+def test_rows_across_chunk_borders_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robostack.datasets.rows.ROWS_A_CHUNK", 7)
+    monkeypatch.setattr("robostack.datasets.rows.OPEN_FILES", 2)
+    episodes = write(tmp_path / "data", [30, 12, 9])
+    whole = np.concatenate([episode["action"] for episode in episodes])
+    store = EpisodeStore(tmp_path / "data")
+    assert np.array_equal(store.read("action"), whole) and np.array_equal(store.read("action", 6, 8), whole[6:8])
+    for length in (1, 5, 20):  # the last spans several chunks
+        starts = np.random.default_rng(0).integers(51 - length, size=40)
+        assert np.array_equal(store.windows("action", starts, length), whole[starts[:, None] + np.arange(length)])
+
+
+def test_a_task_may_change_within_an_episode(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path / "data", FEATURES, fps=50)
+    writer.append(make_episode(3), "grasp")
+    texts = ["grasp", "grasp", "hand over", "hand over", "grasp"]
+    writer.append(make_episode(5), texts)
+    with pytest.raises(DataError, match="a task text for each of 4 frames, got 2"):
+        writer.append(make_episode(4), ["a", "b"])
+    store = EpisodeStore(tmp_path / "data")
+    assert store.tasks == ("grasp", "hand over")
+    assert store.tasks_at(np.arange(8)).tolist() == [0, 0, 0, 0, 0, 1, 1, 0]
+    assert list(store.read_episode(1).task) == texts
+
+
+def test_frames_are_written_and_read_a_few_at_a_time(tmp_path: Path) -> None:
+    """An episode of images need not fit into memory."""
+    episode = make_episode(200)
+    images = episode["observation.images.top"]
+    alive = {"now": 0, "most": 0}
+
+    def frames() -> Iterator[np.ndarray]:
+        for image in images:
+            copy = image.copy()
+            alive["now"] += 1
+            alive["most"] = max(alive.values())
+            weakref.finalize(copy, lambda: alive.update(now=alive["now"] - 1))
+            yield copy
+
+    writer = EpisodeWriter(tmp_path / "data", FEATURES, fps=50)
+    writer.append({**episode, "observation.images.top": Frames(images.shape, frames)}, "task")
+    assert alive["most"] <= FRAMES_AT_ONCE + 1
+    read = EpisodeStore(tmp_path / "data").read_episode(0).columns["observation.images.top"]
+    assert isinstance(read, Frames) and read.shape == images.shape and np.array_equal(np.stack(list(read)), images)
+
+
+def test_a_source_that_ends_early_is_told_and_not_kept(tmp_path: Path) -> None:
+    episode = make_episode(6)
+    images = episode["observation.images.top"]
+    writer = EpisodeWriter(tmp_path / "data", FEATURES, fps=50)
+    with pytest.raises(DataError, match=r"observation.images.top: expected 6 frames, got 4"):
+        writer.append({**episode, "observation.images.top": Frames(images.shape, lambda: iter(images[:4]))}, "task")
+    assert EpisodeStore(tmp_path / "data").episodes == 0
 
 
 def test_a_truncated_store_is_named(tmp_path: Path) -> None:
@@ -92,15 +186,21 @@ def test_a_truncated_store_is_named(tmp_path: Path) -> None:
         return tmp_path / name
 
     path = damaged("chunk gone")
-    os.remove(path / "observation.images.top" / "c" / "3" / "0" / "0" / "0")
-    with pytest.raises(DataError, match=r"truncated: observation.images.top: chunk 'c/3/0/0/0' is missing"):
-        EpisodeStore(path).read("observation.images.top")
+    os.remove(path / "observation.images.top" / "c" / "0" / "0" / "0" / "0")
+    with pytest.raises(DataError, match=r"truncated: observation.images.top: chunk c/0/0/0/0 is missing"):
+        EpisodeStore(path)
 
     path = damaged("chunk cut")
-    chunk = path / "action" / "c" / "0" / "0"
-    chunk.write_bytes(chunk.read_bytes()[:20])
-    with pytest.raises(DataError, match="truncated: action"):
-        EpisodeStore(path).read("action")
+    os.truncate(path / "action" / "c" / "0" / "0", 20)
+    with pytest.raises(DataError, match="truncated: action: chunk c/0/0 is missing or cut short"):
+        EpisodeStore(path)
+
+    path = damaged("chunk cut while it is read")
+    store = EpisodeStore(path)
+    os.truncate(path / "action" / "c" / "0" / "0", 20)
+    for read in (lambda: store.read("action"), lambda: store.gather("action", np.array([0, 6]))):
+        with pytest.raises(DataError, match="truncated: action"):
+            read()
 
     path = damaged("array gone")
     shutil.rmtree(path / "action")
@@ -115,6 +215,12 @@ def test_a_truncated_store_is_named(tmp_path: Path) -> None:
     path = damaged("metadata cut")
     (path / "zarr.json").write_text((path / "zarr.json").read_text()[:40])
     with pytest.raises(DataError, match="cannot be read"):
+        EpisodeStore(path)
+
+    path = damaged("compressed")
+    shutil.rmtree(path / "action")
+    zarr.open_group(str(path), mode="r+").create_array("action", shape=(9, 2), dtype="float32")
+    with pytest.raises(DataError, match="expected an uncompressed Zarr v3 array"):
         EpisodeStore(path)
 
     with pytest.raises(DataError, match="not a robostack data set"):

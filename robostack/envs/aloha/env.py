@@ -83,6 +83,7 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             raise ValueError(f"expected cameras of different names, came {[camera.name for camera in cameras]}")
         self._task: Task = TASKS[task]
         self.task: str = self._task.text
+        self.robot = "aloha"
         self.cameras = tuple(cameras)
         self.render_mode = render_mode
         self._render_view = replace(render_view or CAMERAS["angle"], height=render_height, width=render_width)

@@ -1,24 +1,21 @@
-"""A gathered batch is what slicing sample by sample gives; normalising undoes itself."""
+"""A gathered batch is what slicing sample by sample gives."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from support import FEATURES, make_episode, write
 
-from robostack.datasets.episodes import DataError
-from robostack.datasets.normalize import SMALLEST_SCALE, Normalizer, Statistics
+from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import WindowSampler
 
 KEYS = ("observation.state", "observation.images.top")
 
 
-@pytest.mark.parametrize("image_memory", [1 << 20, 0])
-def test_a_batch_is_what_slicing_one_by_one_gives(tmp_path: Path, image_memory: int) -> None:
+def test_a_batch_is_what_slicing_one_by_one_gives(tmp_path: Path) -> None:
     episodes = write(tmp_path / "data", [9, 4, 7])
-    sampler = WindowSampler(EpisodeStore(tmp_path / "data"), KEYS, chunk_len=5, image_memory=image_memory)
+    sampler = WindowSampler(EpisodeStore(tmp_path / "data"), KEYS, chunk_len=5)
     windows = sampler.gather(np.arange(len(sampler)))
     row = 0
     for number, episode in enumerate(episodes):
@@ -54,7 +51,9 @@ def test_the_same_generator_draws_the_same_batch(tmp_path: Path) -> None:
 
 def test_too_few_frames_for_a_chunk_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "data", [4, 3])
-    with pytest.raises(DataError, match=r"too few frames for a chunk of 5 actions: its longest episode has 4"):
+    with pytest.raises(
+        DataError, match=r"too few frames for a chunk of 5 actions, which takes 5: its longest episode has 4"
+    ):
         WindowSampler(EpisodeStore(tmp_path / "data"), KEYS, chunk_len=5)
 
 
@@ -69,31 +68,29 @@ def test_a_value_that_is_not_finite_is_found_with_its_episode(tmp_path: Path) ->
     assert isinstance(array, zarr.Array)
     array[8, 1] = np.nan
     with pytest.raises(DataError, match="action is not finite in episode 1 at frame 2"):
-        WindowSampler(EpisodeStore(tmp_path / "data"), KEYS, chunk_len=5)
+        WindowSampler(EpisodeStore(tmp_path / "data"), KEYS, chunk_len=5).gather(np.arange(12))
 
 
-def test_normalising_undoes_itself_on_arrays_and_tensors() -> None:
-    rows = np.random.default_rng(0).normal(3.0, 2.0, (500, 4)).astype(np.float32)
-    normalizer = Normalizer.of(Statistics.of(rows))
-    unit = normalizer.forward(rows)
-    np.testing.assert_allclose(unit.mean(0), 0.0, atol=1e-4)
-    np.testing.assert_allclose(unit.std(0), 1.0, atol=1e-4)
-    np.testing.assert_allclose(normalizer.inverse(unit), rows, atol=1e-5)
-    tensor = torch.from_numpy(rows)
-    torch.testing.assert_close(normalizer.inverse(normalizer.forward(tensor)), tensor)
+def test_actions_come_at_the_rate_that_is_asked_for(tmp_path: Path) -> None:
+    """A ramp stays a ramp: a chunk at another rate has the values that the ramp has at its times."""
+    features = {"observation.state": Feature((1,), "float32"), "action": Feature((1,), "float32")}
+    writer = EpisodeWriter(tmp_path / "data", features, fps=30)
+    for length in (20, 40):
+        ramp = np.arange(length, dtype=np.float32)[:, None] / 30  # the time itself, in seconds
+        writer.append({"observation.state": ramp, "action": ramp}, "task")
+    store = EpisodeStore(tmp_path / "data")
+    for rate in (10.0, 25.0, 30.0, 50.0):
+        sampler = WindowSampler(store, ("observation.state",), chunk_len=8, rate=rate)
+        windows = sampler.gather(np.arange(60))
+        begun = windows.observation["observation.state"][:, :1]
+        times = begun + np.arange(8) / rate
+        end = np.repeat([19 / 30, 39 / 30], [20, 40])[:, None]
+        np.testing.assert_allclose(windows.action[..., 0], np.minimum(times, end), atol=1e-5)
+        assert np.array_equal(windows.is_pad, times > end + 1e-6)
 
 
-def test_a_joint_that_hardly_moves_is_named_and_not_blown_up() -> None:
-    rows = np.random.default_rng(0).normal(0.0, [1.0, 1e-5], (500, 2)).astype(np.float32)
-    with pytest.warns(UserWarning, match="action: wrist hardly vary"):
-        Statistics.of(rows).warn_of_still_entries("action", ("elbow", "wrist"))
-    normalizer = Normalizer.of(Statistics.of(rows))
-    assert normalizer.scale[1] == SMALLEST_SCALE
-    assert np.abs(normalizer.forward(rows + np.array([0, 1e-3], np.float32))[:, 1]).max() < 1.0
-
-
-def test_statistics_are_exact() -> None:
-    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
-    statistics = Statistics.of(rows)
-    assert statistics.mean == (5.0, 6.0) and statistics.min == (0.0, 1.0) and statistics.max == (10.0, 11.0)
-    assert statistics.std == pytest.approx((np.sqrt(35 / 3),) * 2)
+def test_flags_are_not_brought_to_another_rate(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path / "data", {"action": Feature((1,), "int64")}, fps=30)
+    writer.append({"action": np.zeros((9, 1), np.int64)}, "task")
+    with pytest.raises(DataError, match="actions of int64 cannot be brought to 10"):
+        WindowSampler(EpisodeStore(tmp_path / "data"), (), chunk_len=2, rate=10.0)
