@@ -266,24 +266,28 @@ class AlohaHdf5Writer:
             _create(root, ARRAYS["observation.velocity"], missing, (), ())
             root[ARRAYS["observation.velocity"]].attrs["not_recorded"] = True
         cameras = sorted(key for key, feature in self.features.items() if feature.is_image)
-        lengths = [self._write_camera(root, _path(key), _whole(columns[key], key)) for key in cameras]
+        lengths = [self._write_camera(root, _path(key), columns[key]) for key in cameras]
         if settings["images"] == "jpeg":
             root["compress_len"] = np.array(lengths, dtype=np.int32).reshape(len(cameras), length)
 
-    def _write_camera(self, root: h5py.File, name: str, frames: Frames) -> list[int]:
+    def _write_camera(self, root: h5py.File, name: str, frames: Column) -> list[int]:
         """Gives the bytes of each frame."""
         length, *shape = frames.shape
         if self._settings["images"] == "raw":
             images = root.create_dataset(name, frames.shape, np.uint8, chunks=(1, *shape))
-            for i, frame in enumerate(frames):
-                images[i] = frame
-            return [math.prod(shape)] * length
-        encoded = [_encode(frame) for frame in frames]
-        longest = max(map(len, encoded))
-        images = root.create_dataset(name, (length, longest), np.uint8, chunks=(1, longest))
-        for i, data in enumerate(encoded):
-            images[i] = np.frombuffer(data.ljust(longest, b"\0"), np.uint8)
-        return [len(data) for data in encoded]
+            sizes: list[int] = []
+            for frame in frames:
+                images[len(sizes)] = frame
+                sizes.append(frame.size)
+        else:
+            encoded = [_encode(frame) for frame in frames]
+            sizes = [len(data) for data in encoded]
+            images = root.create_dataset(name, (length, max(sizes)), np.uint8, chunks=(1, max(sizes)))
+            for i, data in enumerate(encoded):
+                images[i, : len(data)] = np.frombuffer(data, np.uint8)
+        if len(sizes) != length:
+            raise DataError(f"{name} ends after {len(sizes)} of {length} frames")
+        return sizes
 
 
 def episode_files(path: Path) -> list[Path]:
@@ -439,23 +443,6 @@ def _create(root: h5py.File, name: str, rows: np.ndarray, names: tuple[str, ...]
     for key, words in (("names", names), ("units", units)):
         if words:
             array.attrs[key] = list(words)
-
-
-def _whole(column: Column, key: str) -> Frames:
-    """The frames of a camera; iterating raises DataError unless there are as many, and as large, as it says."""
-
-    def read() -> Iterator[np.ndarray]:
-        count = 0
-        for frame in column:
-            if count >= len(column) or frame.shape != column.shape[1:]:
-                raise DataError(f"{key}: frame {count} is {frame.shape}, expected {column.shape}")
-            yield frame
-            count += 1
-        if count < len(column):
-            raise DataError(f"{key} ends after {count} of {len(column)} frames")
-
-    height, width, channels = column.shape[1:]
-    return Frames((len(column), height, width, channels), read)
 
 
 def _check_features(features: Mapping[str, Feature]) -> None:

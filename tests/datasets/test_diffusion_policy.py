@@ -1,0 +1,317 @@
+"""Diffusion Policy's replay buffers: read as they are, written as they were."""
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numcodecs import Blosc
+
+from robostack.datasets.diffusion_policy import DiffusionPolicyReader, DiffusionPolicyWriter
+from robostack.datasets.episodes import DataError, EpisodeReader, Feature
+
+LENGTHS = (7, 3, 5)
+
+
+def buffer(path: Path, lengths: tuple[int, ...] = LENGTHS) -> dict[str, np.ndarray]:
+    """A replay buffer such as pusht's: pictures in floats, frames of several episodes in one chunk, Blosc."""
+    frames, rng = sum(lengths), np.random.default_rng(0)
+    data = {
+        "img": rng.integers(0, 256, (frames, 8, 6, 3)).astype(np.float32),
+        "camera0_rgb": rng.integers(0, 256, (frames, 4, 5, 3), dtype=np.uint8),
+        "depth": rng.normal(size=(frames, 4, 5, 1)).astype(np.float32),
+        "keypoint": rng.normal(size=(frames, 9, 2)),
+        "n_contacts": rng.integers(0, 3, (frames, 1)),
+        "state": rng.normal(size=(frames, 5)).astype(np.float32),
+        "action": rng.normal(size=(frames, 2)).astype(np.float32),
+        "timestamp": np.arange(frames) / 10,
+    }
+    root = zarr.create_group(store=str(path), zarr_format=2)
+    for name, rows in data.items():
+        compressor = Blosc("lz4", clevel=5, shuffle=Blosc.NOSHUFFLE)
+        chunks = (4, *rows.shape[1:])
+        root.create_array(f"data/{name}", shape=rows.shape, chunks=chunks, dtype=rows.dtype, compressors=compressor)
+        array(path, f"data/{name}")[:] = rows
+    root.create_array("meta/episode_ends", shape=(len(lengths),), chunks=(2,), dtype="int64", compressors=None)
+    array(path, "meta/episode_ends")[:] = np.cumsum(lengths)
+    return data
+
+
+def array(path: Path, name: str) -> Any:
+    return zarr.open_array(store=str(path), path=name, mode="r+", zarr_format=2)
+
+
+def rows(reader: EpisodeReader, episode: int) -> dict[str, np.ndarray]:
+    columns = reader.read_episode(episode).columns
+    return {key: r if isinstance(r, np.ndarray) else np.stack(list(r)) for key, r in columns.items()}
+
+
+def copy(reader: EpisodeReader, writer: DiffusionPolicyWriter, episodes: range | None = None) -> None:
+    for i in episodes or range(reader.episodes):
+        episode = reader.read_episode(i)
+        writer.append(episode.columns, episode.task)
+
+
+def test_arrays_get_the_names_of_features(tmp_path: Path) -> None:
+    data = buffer(tmp_path / "data")
+    reader = DiffusionPolicyReader(tmp_path / "data")
+    assert isinstance(reader, EpisodeReader)
+    assert (reader.fps, reader.robot, reader.episodes) == (None, None, 3)
+    names = {key: name for key, (name, _) in reader.provenance["source"]["arrays"].items()}
+    assert names == {
+        "action": "action",
+        "timestamp": "timestamp",
+        "observation.images.img": "img",
+        "observation.images.camera0_rgb": "camera0_rgb",
+        **{f"observation.{name}": name for name in ("depth", "keypoint", "n_contacts", "state")},
+    }
+    assert reader.features["observation.images.img"] == Feature((8, 6, 3), "uint8")
+    assert reader.features["observation.keypoint"] == Feature((9, 2), "float64")
+    for i, (start, stop) in enumerate([(0, 7), (7, 10), (10, 15)]):
+        assert reader.length(i) == stop - start and list(reader.read_episode(i).task) == [""] * (stop - start)
+        assert all(np.array_equal(read, data[names[key]][start:stop]) for key, read in rows(reader, i).items())
+
+
+def test_a_zip_file_reads_as_its_folder(tmp_path: Path) -> None:
+    buffer(tmp_path / "data")
+    pack(tmp_path / "data")
+    one, other = DiffusionPolicyReader(tmp_path / "data"), DiffusionPolicyReader(tmp_path / "data.zarr.zip")
+    assert one.features == other.features
+    assert all(np.array_equal(read, rows(other, 1)[key]) for key, read in rows(one, 1).items())
+    file = tmp_path / "data.zarr.zip"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(DataError, match="not a whole zip file"):
+        DiffusionPolicyReader(file)
+
+
+def pack(path: Path) -> None:
+    with zipfile.ZipFile(path.with_suffix(".zarr.zip"), "w") as archive:
+        for file in sorted(path.rglob("*")):
+            archive.write(file, file.relative_to(path))
+
+
+def test_names_types_and_values_are_given_back(tmp_path: Path) -> None:
+    data = buffer(tmp_path / "source")
+    reader = DiffusionPolicyReader(tmp_path / "source")
+    writer = DiffusionPolicyWriter(tmp_path / "data", reader.features, None, provenance=reader.provenance)
+    copy(reader, writer)
+    writer.finish()
+    # The accesses of Diffusion Policy's ReplayBuffer.
+    root: Any = zarr.open(str(tmp_path / "data"), mode="r")
+    assert root["meta"]["episode_ends"][:].tolist() == [7, 10, 15]
+    assert set(root["data"].keys()) == set(data)
+    for name, expected in data.items():
+        assert root["data"][name].dtype == expected.dtype and np.array_equal(root["data"][name][:], expected)
+    assert root["data"]["img"].chunks == (1, 8, 6, 3)
+    again = DiffusionPolicyReader(tmp_path / "data")
+    assert again.features == reader.features and again.provenance == reader.provenance
+
+
+def test_the_metadata_is_what_zarr_2_reads(tmp_path: Path) -> None:
+    buffer(tmp_path / "source")
+    reader = DiffusionPolicyReader(tmp_path / "source")
+    copy(reader, DiffusionPolicyWriter(tmp_path / "data", reader.features, 10))
+    assert not list((tmp_path / "data").rglob("zarr.json"))
+    for folder in ("", "data", "meta"):
+        assert json.loads((tmp_path / "data" / folder / ".zgroup").read_text()) == {"zarr_format": 2}
+    for file in (tmp_path / "data").rglob(".zarray"):
+        metadata = json.loads(file.read_text())
+        compressor = metadata.pop("compressor")
+        assert compressor is None if file.parent.name == "episode_ends" else compressor["id"] == "blosc"
+        assert metadata["zarr_format"] == 2 and metadata["filters"] is None and metadata["dimension_separator"] == "."
+        assert np.dtype(metadata["dtype"]).kind in "fiu" and metadata["order"] == "C"
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    width=st.sampled_from([14, 16]),
+    dtype=st.sampled_from(["float32", "float64", "int64"]),
+    fps=st.sampled_from([None, 50.0]),
+)
+def test_what_is_written_reads_back_the_same(tmp_path_factory, lengths, size, width, dtype, fps) -> None:
+    path, rng = tmp_path_factory.mktemp("round") / "data", np.random.default_rng(0)
+    features = {
+        "observation.state": Feature((width,), dtype, tuple(f"joint {i}" for i in range(width)), ("rad",) * width),
+        "observation.images.top": Feature((*size, 3), "uint8"),
+        "next.success": Feature((), "bool"),
+        "intervention": Feature((), "int64"),
+        "action": Feature((width,), dtype),
+    }
+    writer = DiffusionPolicyWriter(path, features, fps, robot="aloha")
+    episodes = []
+    for i, length in enumerate(lengths):
+        columns = {key: rng.integers(0, 256, (length, *f.shape)).astype(f.dtype) for key, f in features.items()}
+        assert writer.append(columns, f"task {i % 2}") == i
+        episodes.append(columns)
+    reader = DiffusionPolicyReader(path)
+    assert reader.features == features
+    assert (reader.fps, reader.robot, reader.episodes) == (fps, "aloha", len(lengths))
+    for i, columns in enumerate(episodes):
+        read = rows(reader, i)
+        assert reader.read_episode(i).task == [f"task {i % 2}"] * lengths[i]
+        assert all(np.array_equal(read[key], r) and read[key].dtype == r.dtype for key, r in columns.items())
+
+
+def test_a_picture_in_floats_must_hold_whole_numbers(tmp_path: Path) -> None:
+    buffer(tmp_path / "data")
+    for value in (0.5, 256.0, -1.0, np.nan):
+        array(tmp_path / "data", "data/img")[8, 0, 0, 0] = value
+        reader = DiffusionPolicyReader(tmp_path / "data")
+        assert len(rows(reader, 0)) == len(rows(reader, 2)) == 8
+        with pytest.raises(DataError, match=r"episode 1: observation.images.img: .* not whole numbers 0..255"):
+            rows(reader, 1)
+    data = array(tmp_path / "data", "data/img")
+    data[:] = np.random.default_rng(0).random(data.shape)
+    assert DiffusionPolicyReader(tmp_path / "data").features["observation.img"] == Feature((8, 6, 3), "float32")
+
+
+def shorten(path: Path) -> None:
+    array(path, "data/state").resize((9, 5))
+
+
+def cut_chunk(path: Path) -> None:
+    file = path / "data" / "state" / "2.0"
+    file.write_bytes(file.read_bytes()[:10])
+
+
+@pytest.mark.parametrize(
+    ("damage", "bad", "message"),
+    [
+        (shorten, (1, 2), "truncated: data/state has 9 of"),
+        (lambda path: os.remove(path / "data" / "state" / "3.0"), (2,), r"data/state: chunk '3.0' is missing"),
+        (lambda path: os.remove(path / "data" / "img" / "3.0.0.0"), (2,), r"data/img: chunk '3.0.0.0' is missing"),
+        (cut_chunk, (1, 2), "data/state is truncated"),
+        (lambda path: array(path, "meta/episode_ends").set_basic_selection(1, 7), (1,), r"does not rise \(7, 7\)"),
+        (lambda path: array(path, "meta/episode_ends").set_basic_selection(1, 5), (1, 2), "does not rise"),
+        (lambda path: array(path, "meta/episode_ends").set_basic_selection(2, 1 << 60), (2,), "has 15 of 11529"),
+    ],
+)
+def test_what_is_wrong_is_told_with_the_episode(tmp_path: Path, damage, bad: tuple[int, ...], message: str) -> None:
+    data = buffer(tmp_path / "data")
+    damage(tmp_path / "data")
+    reader = DiffusionPolicyReader(tmp_path / "data")
+    for i, last in enumerate((6, 9, 14)):
+        if i in bad:
+            with pytest.raises(DataError, match=rf"episode {i}.*{message}") as error:
+                rows(reader, i)
+            assert "\n" not in str(error.value)
+        else:
+            assert np.array_equal(rows(reader, i)["observation.state"][-1], data["state"][last])
+
+
+def write_metadata(path: Path, name: str, **changes: Any) -> None:
+    metadata = json.loads((path / "data" / "action" / ".zarray").read_text())
+    (path / "data" / name).mkdir()
+    (path / "data" / name / ".zarray").write_text(json.dumps(metadata | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "|O", "filters": [{"id": "pickle", "protocol": 5}], "fill_value": None},
+        {"filters": [{"id": "pickle", "protocol": 5}]},
+        {"compressor": {"id": "pickle"}},
+        {"dtype": "|O", "filters": [{"id": "vlen-utf8"}], "fill_value": None},
+        {"dtype": "<U20", "fill_value": ""},
+        {"compressor": {"id": "imagecodecs_jpegxl"}},
+        {"dtype": "|u1", "shape": [15, 3, 8, 6], "chunks": [1, 3, 8, 6]},
+    ],
+)
+def test_what_cannot_be_read_can_be_dropped(tmp_path: Path, changes: dict[str, Any]) -> None:
+    buffer(tmp_path / "data")
+    write_metadata(tmp_path / "data", "odd", **changes)
+    with pytest.raises(DataError, match=r"data/odd.*drop") as error:
+        DiffusionPolicyReader(tmp_path / "data")
+    assert "\n" not in str(error.value)
+    assert len(rows(DiffusionPolicyReader(tmp_path / "data", ["observation.odd"]), 1)) == 8
+    with pytest.raises(DataError, match=r"has no observation.none to drop: it has action"):
+        DiffusionPolicyReader(tmp_path / "data", ["observation.odd", "observation.none"])
+
+
+def test_a_folder_that_is_no_buffer_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match="not a replay buffer"):
+            DiffusionPolicyReader(path)
+    buffer(tmp_path / "data")
+    (tmp_path / "data" / ".zattrs").write_text('{"features": {"state": 3}}')
+    with pytest.raises(DataError, match="attributes cannot be read"):
+        DiffusionPolicyReader(tmp_path / "data")
+
+
+@pytest.mark.parametrize("stop", ["resize", "rows", "tasks", "ends resized"])
+def test_a_kill_loses_the_episode_in_flight_alone(tmp_path: Path, monkeypatch, stop: str) -> None:
+    buffer(tmp_path / "source")
+    reader = DiffusionPolicyReader(tmp_path / "source")
+    path = tmp_path / "data"
+    copy(reader, writer := DiffusionPolicyWriter(path, reader.features, 10, provenance=reader.provenance), range(1))
+    with monkeypatch.context() as patch:
+
+        def killed(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        if stop == "resize":
+            patch.setattr(zarr.Array, "resize", killed)
+        elif stop == "rows":
+            patch.setattr("robostack.datasets.diffusion_policy._blocks", killed)
+        elif stop == "tasks":
+            patch.setattr(zarr.Group, "update_attributes", killed)
+        else:
+            patch.setattr(zarr.Array, "__setitem__", _killed_at_ends(zarr.Array.__setitem__))
+        with pytest.raises(KeyboardInterrupt):
+            copy(reader, writer, range(1, 2))
+    assert DiffusionPolicyReader(path).episodes == 1
+    resumed = DiffusionPolicyWriter.resume(path)
+    assert resumed.episodes == 1 and resumed.features == reader.features
+    copy(reader, resumed, range(1, 3))
+    resumed.finish()
+    unbroken = DiffusionPolicyWriter(tmp_path / "unbroken", reader.features, 10, provenance=reader.provenance)
+    copy(reader, unbroken)
+    unbroken.finish()
+    files = {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert files == {file: (tmp_path / "unbroken" / file).read_bytes() for file in files}
+
+
+def _killed_at_ends(set_rows):
+    def killed(self: zarr.Array, selection: Any, value: Any) -> None:
+        if self.path == "meta/episode_ends":
+            raise KeyboardInterrupt
+        set_rows(self, selection, value)
+
+    return killed
+
+
+def test_a_refused_episode_leaves_the_writer_usable(tmp_path: Path) -> None:
+    buffer(tmp_path / "source")
+    shutil.rmtree(tmp_path / "source" / "data" / "img")
+    reader = DiffusionPolicyReader(tmp_path / "source")
+    writer = DiffusionPolicyWriter(tmp_path / "data", reader.features, 10)
+    columns = rows(reader, 0)
+    with pytest.raises(DataError, match="one task text an episode, got 2"):
+        writer.append(columns, ["a"] * 6 + ["b"])
+    os.remove(tmp_path / "source" / "data" / "camera0_rgb" / "0.0.0.0")
+    with pytest.raises(DataError, match="episode 0: data/camera0_rgb"):
+        copy(reader, writer, range(1))
+    copy(reader, writer, range(2, 3))
+    writer.finish()
+    assert array(tmp_path / "data", "data/state").shape == (5, 5)
+    read = rows(DiffusionPolicyReader(tmp_path / "data"), 0)
+    assert all(np.array_equal(read[key], r) for key, r in rows(reader, 2).items())
+
+
+def test_two_features_of_one_name_are_refused_first(tmp_path: Path) -> None:
+    features = {"observation.top": Feature((3,), "float32"), "observation.images.top": Feature((4, 4, 3), "uint8")}
+    with pytest.raises(DataError, match=r"observation.top and observation.images.top would both be data/top"):
+        DiffusionPolicyWriter(tmp_path / "data", features, 10)
+    assert not (tmp_path / "data").exists()
+    (tmp_path / "data").mkdir()
+    with pytest.raises(FileExistsError, match="already exists"):
+        DiffusionPolicyWriter(tmp_path / "data", {"action": Feature((2,), "float32")}, 10)
