@@ -52,6 +52,8 @@ POINTS_KEPT = 400
 """Of an episode, for a curve."""
 FRAMES_DECODED = 1000
 """Of an episode's camera; a frame can be had only by decoding those before it."""
+BLACK = 16
+"""What video coding makes of black."""
 THUMBNAIL = 192
 """Pixels of the longer side."""
 
@@ -261,12 +263,12 @@ class _Survey:
             self.unreadable.append(Problem("unreadable", text, key, episodes=(number,)))
             return
         for frame, pixels in chosen.items():
-            if pixels.max() <= 16:  # what video coding makes of black
+            if pixels.max() <= BLACK:
                 self._place("black image", key).add(number, frame)
             elif np.ptp(pixels.reshape(-1, 3), axis=0).max() <= 2:
                 self._place("flat image", key).add(number, frame)
         for earlier, later in pairwise(wanted):
-            if np.array_equal(chosen[earlier], chosen[later]):
+            if np.array_equal(chosen[earlier], chosen[later]) and chosen[later].max() > BLACK:
                 self._place("frozen camera", key).add(number, later)
         self.pictures += [Picture(key, number, frame, _thumbnail(pixels)) for frame, pixels in chosen.items()]
 
