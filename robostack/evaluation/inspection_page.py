@@ -201,9 +201,8 @@ class _Plot:
         # As many digits as tell the bottom from the top; a middle next to nothing is 0.
         span = self.high - self.low
         digits = 2 + math.ceil(math.log10(max(abs(self.low), abs(self.high)) / span + 1))
-        values = [
-            round(value, 3 - math.floor(math.log10(span))) for value in (self.low, self.low + span / 2, self.high)
-        ]
+        places = 3 - math.floor(math.log10(span))
+        values = [round(value, places) for value in (self.low, self.low + span / 2, self.high)]
         parts = [
             f'<path class="line" d="M{self.LEFT} {self._y(value):.1f}H{self.END}"/>'
             f'<text x="{self.LEFT - 5}" y="{self._y(value) + 3.5:.1f}" text-anchor="end">{value:.{digits}g}</text>'
@@ -304,7 +303,7 @@ def _length_histogram(lengths: Sequence[int]) -> str:
     width = 640 / bins
     bars = "".join(
         f'<path class="bars" d="M{place * width + 1:.1f} 110V{110 - 95 * count / counts.max():.1f}'
-        f'h{width - 2:.1f}V110z"><title>{count} episodes</title></path>'
+        f'h{width - 2:.1f}V110z"><title>episodes: {count}</title></path>'
         for place, count in enumerate(counts.tolist())
         if count
     )

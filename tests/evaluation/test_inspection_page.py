@@ -74,7 +74,7 @@ def test_the_page_says_what_is_in_the_data(tmp_path: Path) -> None:
             "4 s at this rate",
         ),
         *("action waist jumps", "episode 1 · frame 60", "waist rad -1 1 0.25 0.7", "1, float32", "6 × 8 × 3, uint8"),
-        *("lift 2", "robostack collect", "[0, 5]", "1.98 s"),
+        *("lift 2", "robostack collect", "[0, 5]", "2.36 s"),
     ):
         assert expected in text, expected
 
