@@ -42,3 +42,36 @@ def write_reaching_data(path: Path, episodes: int = 8, length: int = 24) -> Path
         state = rng.normal(size=(length, 3)).astype(np.float32)
         writer.append({"observation.state": state, "action": state[:, :2] - state[:, 2:]}, "reach")
     return path
+
+
+ARM_FEATURES = {
+    "observation.state": Feature((3,), "float32", ("a", "b", "c")),
+    "action": Feature((2,), "float32", ("x", "y")),
+    "next.reward": Feature((1,), "float32"),
+    "next.done": Feature((1,), "bool"),
+    "forces": Feature((2, 3), "float64"),
+    "observation.images.top": Feature((32, 48, 3), "uint8"),
+}
+
+
+def make_arm_episode(length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """What a LeRobot data set can hold, with pictures that a video keeps well: a disc on a shaded ground."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:32, 0:48]
+    frames = np.empty((length, 32, 48, 3), np.uint8)
+    for i in range(length):
+        disc = (x - 6 - 2 * i) ** 2 + (y - 10 - seed) ** 2 < 5**2
+        frames[i] = np.where(disc[..., None], [200, 60, 40], (60 + 3 * x + 4 * seed)[..., None])
+    return {
+        "observation.state": rng.normal(size=(length, 3)).astype(np.float32),
+        "action": rng.normal(size=(length, 2)).astype(np.float32),
+        "next.reward": rng.random((length, 1), np.float32),
+        "next.done": np.arange(length)[:, None] == length - 1,
+        "forces": rng.normal(size=(length, 2, 3)),
+        "observation.images.top": frames,
+    }
+
+
+def arm_tasks(length: int, seed: int = 0) -> list[str]:
+    """A text for each frame; every episode has one of its own and one that all share."""
+    return ["reach"] * (length - 3) + [f"grasp {seed}"] * 3

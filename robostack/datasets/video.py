@@ -1,7 +1,17 @@
-"""Frames to an mp4 that browsers play, and back."""
+"""Frames to an mp4, and back.
+
+Encoding and decoding are PyAV's, whose wheel brings its own FFmpeg. torchcodec is left out on purpose: it loads only
+where a system FFmpeg is, its colour conversion need not round as PyAV's does, and what a data set holds after a
+conversion must not depend on the machine that converted it.
+"""
+
+from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,24 +20,44 @@ from jaxtyping import UInt8
 
 from robostack.extras import require_extra
 
-# H.264 with 4:2:0 colour is what every browser plays. CRF 23 to 28 is where x264's files become small before they
-# become ugly; rendered scenes have no noise, so 26 is still clean. One key frame a second makes seeking quick.
-_CODEC = "libx264"
+
+@dataclass(frozen=True)
+class Codec:
+    """An encoder of FFmpeg's and its settings; every `key_frames`-th frame is a key frame, by default one a second."""
+
+    encoder: str
+    pixel_format: str
+    options: Mapping[str, str]
+    key_frames: int | None = None
+
+    @property
+    def halves_colour(self) -> bool:
+        """Whether two rows and two columns share their colour, so that a picture needs an even height and width."""
+        return self.pixel_format == "yuv420p"
+
+
 # The colour matrix is the one the conversion from RGB uses; untagged, browsers guess, and greens drift.
-_OPTIONS = {"crf": "26", "preset": "medium", "colorspace": "smpte170m", "color_range": "tv"}
+COLOURS = {"colorspace": "smpte170m", "color_range": "tv"}
+# What every browser plays. CRF 23 to 28 is where x264's files become small before they become ugly; rendered scenes
+# have no noise, so 26 is still clean. One key frame a second makes seeking quick.
+H264 = Codec("libx264", "yuv420p", {"crf": "26", "preset": "medium", **COLOURS})
 
 
 def write_video(
-    path: Path | str, frames: Iterable[UInt8[np.ndarray, "height width 3"]], fps: int | float | Fraction
+    path: Path | str,
+    frames: Iterable[UInt8[np.ndarray, "height width 3"]],
+    fps: int | float | Fraction,
+    codec: Codec = H264,
 ) -> int:
-    """Writes RGB frames as H.264 (yuv420p, index at the front) and returns how many.
+    """Writes RGB frames as an mp4 (index at the front) and returns how many.
 
-    Frame i is shown at exactly i / fps seconds. An odd height or width, which 4:2:0 cannot hold, gains one row or
-    column that repeats its neighbour. Frames are consumed one by one: a generator of any length will do.
+    Frame i is shown at exactly i / fps seconds. An odd height or width, which 4:2:0 colour cannot hold, gains one row
+    or column that repeats its neighbour. Frames are consumed one by one: a generator of any length will do.
 
     Args:
         path: ends in .mp4; written to a temporary name first, so that a failure leaves no half a video.
-        fps: frames per second, at least 1; rounded to a thousandth.
+        fps: frames per second, at least 1; rounded to a fraction with a denominator of at most 1001.
+        codec: by default H.264, which every browser plays.
 
     Raises:
         MissingExtraError: PyAV is not installed.
@@ -36,29 +66,32 @@ def write_video(
     require_extra("av", "report")
     import av  # here, because it is an extra
 
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder writes its settings to the terminal unless told not to
     path = Path(path)
     if path.suffix != ".mp4" or fps < 1:
         raise ValueError(f"expected a path that ends in .mp4 and fps >= 1, came {path.name} and {fps}")
-    rate = Fraction(fps).limit_denominator(1000)
+    rate = exact_rate(fps)
     iterator = iter(frames)
     first = next(iterator, None)
     if first is None:
         raise ValueError(f"expected at least one frame for {path.name}, came none")
     _check_frame(first, first.shape)
     height, width = first.shape[:2]
+    rows, columns = (height % 2, width % 2) if codec.halves_colour else (0, 0)
     count = 0
     partial = path.with_name(f".{path.stem}.partial.mp4")
     try:
         with av.open(str(partial), "w", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream(_CODEC, rate=rate, options=_OPTIONS)
-            stream.width, stream.height = width + width % 2, height + height % 2
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.gop_size = round(rate)
+            stream = container.add_stream(codec.encoder, rate=rate, options=dict(codec.options))
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height = width + columns, height + rows
+            stream.pix_fmt = codec.pixel_format
+            stream.codec_context.gop_size = codec.key_frames or round(rate)
             stream.codec_context.time_base = 1 / rate
             for frame in itertools.chain([first], iterator):
                 _check_frame(frame, first.shape)
-                padded = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
+                padded = np.pad(frame, ((0, rows), (0, columns), (0, 0)), mode="edge") if rows or columns else frame
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
                 picture.pts, picture.time_base = count, 1 / rate
                 container.mux(stream.encode(picture))
                 count += 1
@@ -69,6 +102,86 @@ def write_video(
     return count
 
 
+def join_videos(path: Path | str, pieces: Sequence[tuple[Path, int]], fps: int | float | Fraction) -> None:
+    """Writes videos of one codec and size one after the other, without encoding anew.
+
+    Args:
+        path: written to a temporary name first.
+        pieces: videos by `write_video` at `fps`, each with its count of frames. Frame k of the whole is shown at
+            exactly k / fps.
+
+    Raises:
+        ValueError: a piece holds another count of frames than is said.
+    """
+    require_extra("av", "report")
+    import av
+
+    path, rate = Path(path), exact_rate(fps)
+    partial = path.with_name(f".{path.stem}.partial.mp4")
+    before = 0
+    try:
+        with av.open(str(partial), "w", options={"movflags": "+faststart"}) as whole:
+            out = None
+            for piece, count in pieces:
+                packets = 0
+                with av.open(str(piece)) as container:
+                    stream = container.streams.video[0]
+                    if out is None:
+                        out = whole.add_stream_from_template(stream, opaque=True)
+                        out.time_base = stream.time_base
+                    for packet in container.demux(stream):
+                        if packet.pts is None or packet.dts is None:  # the empty packet that ends a stream
+                            continue
+                        shift = before / rate / packet.time_base
+                        assert shift.denominator == 1, f"{piece}: a frame of {1 / rate} s is no multiple of its ticks"
+                        packet.pts, packet.dts = packet.pts + int(shift), packet.dts + int(shift)
+                        packet.stream = out
+                        whole.mux(packet)
+                        packets += 1
+                if packets != count:
+                    raise ValueError(f"expected {count} frames in {piece}, came {packets}")
+                before += count
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def decode_frames(
+    path: Path | str, start: float | Fraction = 0
+) -> Iterator[tuple[UInt8[np.ndarray, "height width 3"], Fraction]]:
+    """Frames in order as RGB, each with the time it is shown, in seconds (exact). Decoding begins at a key frame at or
+    before `start`, so the first frames may lie before it. Only one frame at a time is in memory.
+
+    Raises:
+        MissingExtraError: PyAV is not installed.
+        ValueError: the file is no video, is damaged, or a frame carries no time.
+        OSError: the file cannot be read.
+    """
+    require_extra("av", "report")
+    import av
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError(f"expected a video, {path} holds none")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        # Seeking goes by decoding times, which are earlier than the times shown where frames are reordered: what it
+        # finds can lie after `start`, and then the search begins further back.
+        for margin in (0, 1, 10, math.inf) if start > 0 else ():
+            position = max(0, start - margin) / _time_base(stream.time_base, path)
+            container.seek(math.floor(position), stream=stream)
+            first = next(container.decode(stream), None)
+            container.seek(math.floor(position), stream=stream)
+            if first is not None and first.pts is not None and first.pts * _time_base(first.time_base, path) <= start:
+                break
+        for index, frame in enumerate(container.decode(stream)):
+            if frame.pts is None:
+                raise ValueError(f"expected every frame of {path} to carry its time, frame {index} has none")
+            if frame.is_corrupt:
+                raise ValueError(f"{path} is damaged at {float(frame.pts * _time_base(frame.time_base, path)):.3f} s")
+            yield frame.to_ndarray(format="rgb24"), frame.pts * _time_base(frame.time_base, path)
+
+
 def read_frames(path: Path | str) -> tuple[UInt8[np.ndarray, "frames height width 3"], list[Fraction]]:
     """All frames of a video as RGB, and when each is shown, in seconds (exact).
 
@@ -76,19 +189,21 @@ def read_frames(path: Path | str) -> tuple[UInt8[np.ndarray, "frames height widt
         MissingExtraError: PyAV is not installed.
         ValueError: the file holds no frames.
     """
-    require_extra("av", "report")
-    import av
-
-    frames, times = [], []
-    with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
-            if frame.pts is None or frame.time_base is None:
-                raise ValueError(f"expected every frame of {path} to carry its time, frame {len(frames)} has none")
-            frames.append(frame.to_ndarray(format="rgb24"))
-            times.append(frame.pts * frame.time_base)
-    if not frames:
+    decoded = list(decode_frames(path))
+    if not decoded:
         raise ValueError(f"expected a video with frames, {path} holds none")
-    return np.stack(frames), times
+    return np.stack([frame for frame, _ in decoded]), [time for _, time in decoded]
+
+
+def exact_rate(fps: int | float | Fraction) -> Fraction:
+    """Frames a second as the fraction that is meant: 29.97002997 is 30000/1001."""
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _time_base(time_base: Fraction | None, path: Path | str) -> Fraction:
+    if time_base is None:
+        raise ValueError(f"expected {path} to say how long a tick is, it does not")
+    return time_base
 
 
 def _check_frame(frame: np.ndarray, shape: tuple[int, ...]) -> None:

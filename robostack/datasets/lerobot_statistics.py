@@ -1,0 +1,70 @@
+"""The statistics that LeRobot keeps of an episode and of a data set: min, max, mean, std, count and five quantiles.
+
+Of numbers they are exact, the quantiles interpolated between neighbours as numpy does. (LeRobot's own quantiles of a
+data set are means over its episodes.) Of pictures they come from a sample: of an episode of T frames, all up to 100,
+else T^0.75 of them, evenly spaced; where a side has 300 pixels or more, only every nth row and column, so that about
+150 remain. These are LeRobot's own rules; of that sample they too are exact, since 256 counts a channel hold all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, UInt8
+
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
+
+
+def of_numbers(rows: np.ndarray) -> dict[str, list]:
+    """Of rows (frames, ...), over all axes but the last, as LeRobot does; of (frames,), one number each."""
+    values = rows.reshape(-1, rows.shape[-1] if rows.ndim > 1 else 1)
+    found: dict[str, list] = {name: [] for name in STATISTICS}
+    step = max(1, (1 << 23) // len(values))  # so many columns at once, so that their copy stays below 64 MB
+    for first in range(0, values.shape[1], step):
+        some = values[:, first : first + step].astype(np.float64)
+        parts = {"min": some.min(0), "max": some.max(0), "mean": some.mean(0), "std": some.std(0)}
+        parts |= dict(zip(QUANTILES, np.quantile(some, list(QUANTILES.values()), axis=0), strict=True))
+        for name, part in parts.items():
+            found[name] += part.tolist()
+    return {**found, "count": [len(rows)]}
+
+
+def sampled(length: int) -> Bool[np.ndarray, " length"]:
+    """Which frames of an episode are looked at."""
+    count = max(min(length, 100), min(int(length**0.75), 10_000))
+    chosen = np.zeros(length, bool)
+    chosen[np.round(np.linspace(0, length - 1, count)).astype(int)] = True
+    return chosen
+
+
+class PictureStatistics:
+    """Counts how often each of the 256 values occurs in a channel; `counts` of several episodes add up."""
+
+    def __init__(self, counts: Sequence[Sequence[int]] | None = None, frames: int = 0) -> None:
+        self.counts: Int64[np.ndarray, "3 256"] = np.zeros((3, 256), np.int64)
+        if counts is not None:
+            self.counts += np.asarray(counts)
+        self.frames = frames
+
+    def add(self, frame: UInt8[np.ndarray, "height width 3"]) -> None:
+        height, width, _ = frame.shape
+        step = int((width if width > height else height) / 150) if max(height, width) >= 300 else 1
+        for channel in range(3):
+            self.counts[channel] += np.bincount(frame[::step, ::step, channel].ravel(), minlength=256)
+        self.frames += 1
+
+    def result(self) -> dict[str, list]:
+        """In [0, 1], each of shape (3, 1, 1)."""
+        values = np.arange(256) / 255
+        mean = self.counts @ values / self.counts.sum(1)
+        spread = np.sqrt(np.maximum(0, (self.counts * (values - mean[:, None]) ** 2).sum(1) / self.counts.sum(1)))
+        found = {"min": self._quantile(0), "max": self._quantile(1), "mean": mean, "std": spread}
+        found |= {name: self._quantile(part) for name, part in QUANTILES.items()}
+        return {n: [self.frames] if n == "count" else found[n].reshape(3, 1, 1).tolist() for n in STATISTICS}
+
+    def _quantile(self, part: float) -> Float64[np.ndarray, "3"]:
+        """The smallest value that at least this part of the pixels does not exceed."""
+        reached = np.cumsum(self.counts, axis=1) >= max(1.0, part * self.counts.sum(1)[0])
+        return np.argmax(reached, axis=1) / 255
