@@ -63,7 +63,7 @@ class DiffusionPolicyReader:
         self._starts = np.concatenate([[0], self._ends[:-1]])
         self._rising = (self._ends > self._starts) & (self._starts >= np.maximum.accumulate(self._starts))
         self.fps, self.robot, self._tasks, described = self._attributes()
-        self.features: dict[str, Feature] = {}
+        features: dict[str, Feature] = {}
         self._names: dict[str, str] = {}
         unused = set(drop)
         for name in names:
@@ -73,13 +73,14 @@ class DiffusionPolicyReader:
                 unused -= possible
                 continue
             key, feature = self._feature(name, known)
-            if key in self.features:
+            if key in features:
                 raise DataError(f"{path}: data/{name} and data/{self._names[key]} would both be {key}: drop one")
-            self.features[key], self._names[key] = feature, name
+            features[key], self._names[key] = feature, name
         if unused:
-            raise DataError(f"{path} has no {', '.join(sorted(unused))} to drop: it has {', '.join(self.features)}")
+            raise DataError(f"{path} has no {', '.join(sorted(unused))} to drop: it has {', '.join(features)}")
+        self.features: Mapping[str, Feature] = features
         arrays = {key: [name, self._array(f"data/{name}").dtype.name] for key, name in self._names.items()}
-        self.provenance: dict[str, Any] = {"source": {"format": self.format, "arrays": arrays}}
+        self.provenance: Mapping[str, Any] = {"source": {"format": self.format, "arrays": arrays}}
 
     @property
     def episodes(self) -> int:
