@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,7 @@ class Rows:
     def __init__(self, folder: Path, mode: Literal["r", "r+"] = "r") -> None:
         self.folder, self._flags = folder, os.O_RDWR | os.O_CREAT if mode == "r+" else os.O_RDONLY
         self._files: dict[int, int] = {}
+        weakref.finalize(self, _close, self._files)
         try:
             self._array = zarr.open_array(store=str(folder), zarr_format=3, mode=mode)
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -130,12 +132,7 @@ class Rows:
 
     def close(self) -> None:
         """Closes its files; they open again when they are needed."""
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
-
-    def __del__(self) -> None:
-        self.close()
+        _close(self._files)
 
     def _file(self, chunk: int) -> int:
         if chunk not in self._files:
@@ -159,3 +156,8 @@ class Rows:
     def _cut(self, chunk: int) -> DataError:
         name = self._path(chunk).relative_to(self.folder)
         return DataError(f"{self.folder.parent} is truncated: {self.folder.name}: chunk {name} is missing or cut short")
+
+
+def _close(files: dict[int, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
