@@ -75,6 +75,58 @@ def collect(arguments: list[str]) -> int:
     return 0
 
 
+def inspect(arguments: list[str]) -> int:
+    """robostack inspect PATH: what is in a data set or a checkpoint, and what is wrong with it."""
+    from robostack.datasets.formats import open_reader
+    from robostack.datasets.inspection import InspectConfig
+    from robostack.datasets.inspection import inspect as run
+    from robostack.evaluation import inspection_console as show
+    from robostack.progress import Bar
+
+    settings = make_dataclass(
+        "Inspect",
+        [
+            ("path", Annotated[Positional[Path], arg(help="Data set of any format, checkpoint or run.")]),
+            ("config", Annotated[InspectConfig, OmitArgPrefixes], field(default_factory=InspectConfig)),
+            ("drop", Annotated[tuple[str, ...], arg(help="Features of a data set to leave out.")], ()),
+            ("html", Annotated[Path | None, arg(help="Page to write of a data set; must not exist.")], None),
+            ("json", Json, False),
+        ],
+        frozen=True,
+    )
+    config = _parse("inspect", settings, arguments)
+    page: Path | None = config.html
+    if page is not None and page.exists():
+        raise FileExistsError(f"{page} already exists: choose another name with --html or remove it first")
+    if page is not None and not page.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{page.absolute().parent} does not exist: make the folder of the page first")
+    if show.holds_checkpoint(config.path):
+        from robostack.policies.checkpoint import Checkpoint
+
+        if page is not None:
+            raise ValueError(f"{config.path} is a checkpoint: --html writes pages of data sets")
+        description = show.describe_checkpoint(Checkpoint.read(config.path))
+        if config.json:
+            _print_json([description])
+        else:
+            show.print_checkpoint(description, console)
+        return 0
+    reader = open_reader(config.path, config.drop)
+    with Bar(console, "inspecting") as bar:
+        inspection = run(reader, config.config, lambda done: bar.update(done, reader.episodes, ""))
+    if page is not None:
+        from robostack.evaluation.inspection_page import write_inspection
+
+        write_inspection(page, inspection)
+    if config.json:
+        _print_json([inspection.to_json()])
+    else:
+        show.print_inspection(inspection, console)
+    if page is not None:
+        console.print(f"page: {page}")
+    return 0
+
+
 def train(arguments: list[str]) -> int:
     """robostack train POLICY: a policy from demonstrations; --resume RUN continues."""
     from robostack.policies.checkpoint import POLICIES
@@ -210,6 +262,7 @@ def doctor(arguments: list[str]) -> int:
 VERBS: Mapping[str, tuple[Callable[[list[str]], int], str]] = {
     "demo": (demo, "the main job, end to end, on the CPU"),
     "collect": (collect, "demonstrations from the environment's expert"),
+    "inspect": (inspect, "what is in a data set or a checkpoint, and what is wrong with it"),
     "train": (train, "a policy from demonstrations; --resume RUN continues"),
     "eval": (evaluate, "success with its interval, per-episode JSON, videos, a report page"),
     "bench": (bench, "measurements, as JSON lines"),

@@ -38,6 +38,7 @@ from robostack.datasets.findings import (
     entry_unit,
     problem_at,
 )
+from robostack.datasets.statistics import SMALLEST_SCALE
 
 ANGLES = {"rad": 1.0, "radian": 1.0, "radians": 1.0, "deg": math.pi / 180, "degree": math.pi / 180}
 ANGLES |= {"degrees": ANGLES["deg"]}
@@ -66,7 +67,7 @@ class InspectConfig:
     """Fastest that a joint can turn, rad/s; a faster step is a jump."""
     min_frames: int = 50
     """An episode of fewer frames is too short; so is one of less than a tenth of the median."""
-    min_std: float = 1e-2
+    min_std: float = SMALLEST_SCALE
     """An entry that varies less hardly varies. Normalisation scales by no less than this."""
     sampled: int = 4
     """Episodes whose camera frames are looked at and whose curves are drawn; 0 decodes no image."""

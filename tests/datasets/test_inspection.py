@@ -15,7 +15,6 @@ from hypothesis.extra.numpy import arrays
 from robostack.datasets.episodes import DataError, Episode, Feature, Frames
 from robostack.datasets.findings import Inspection, Problem
 from robostack.datasets.inspection import FRAMES_DECODED, ROWS_KEPT, WIDEST, InspectConfig, inspect
-from robostack.datasets.normalize import SMALLEST_SCALE
 
 FEATURES = {
     "observation.state": Feature((4,), "float32", ("waist", "elbow", "x", "gripper"), ("rad", "deg", "m", "1")),
@@ -148,10 +147,6 @@ def test_an_entry_that_is_still_is_named(tmp_path: Path, noise: float, kind: str
     problem = the_problem(Data(tmp_path, {i: hold for i in range(6)}), kind)
     assert (problem.feature, problem.entry, problem.episodes) == ("action", "1", ())
     assert len(look(Data(tmp_path, {i: hold for i in range(6)}), min_std=5e-4).problems) == (noise == 0)
-
-
-def test_still_means_what_normalisation_means() -> None:
-    assert InspectConfig().min_std == SMALLEST_SCALE
 
 
 def test_a_joint_faster_than_joints_move_has_jumped(tmp_path: Path) -> None:

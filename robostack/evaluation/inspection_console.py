@@ -1,0 +1,151 @@
+"""What `robostack inspect` shows in the terminal: a data set, or a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from robostack.datasets.findings import FeatureSummary, Inspection
+from robostack.evaluation.html_page import number
+from robostack.evaluation.inspection_page import bytes_text
+
+if TYPE_CHECKING:
+    from robostack.policies.checkpoint import Checkpoint
+
+ENTRIES_SHOWN = 64
+"""Of one feature."""
+LINES_SHOWN = 50
+"""Of problems, and of tasks."""
+
+
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    """Shows a data set's facts, features, tasks and problems."""
+    lengths = sorted(inspection.lengths.values()) or [0]
+    facts = _facts()
+    facts.add_row("format", escape(inspection.format))
+    facts.add_row("robot", escape(inspection.robot or "not recorded"))
+    facts.add_row("rate", "not recorded" if inspection.fps is None else f"{inspection.fps:g} Hz")
+    median = f"{np.median(lengths):,.0f}"
+    of = f"of {lengths[0]:,} to {lengths[-1]:,} frames, median {median}"
+    facts.add_row("episodes", f"{inspection.episodes:,} {of}; {inspection.frames:,} frames in all")
+    facts.add_row("size", bytes_text(inspection.bytes))
+    console.print(facts, highlight=False)
+
+    console.print(_figure_table(("feature", "unit", "smallest", "largest", "mean", "deviation"), header=True))
+    for summary in inspection.features:
+        _print_feature(summary, console)
+
+    tasks = Table("task", "episodes", title="Tasks", title_justify="left")
+    tasks.columns[1].justify = "right"
+    for task, count in list(inspection.tasks.items())[:LINES_SHOWN]:
+        tasks.add_row(escape(task) or "[dim](no text)[/]", f"{count:,}")
+    if (more := len(inspection.tasks) - LINES_SHOWN) > 0:
+        tasks.add_row(f"[dim]and {more:,} more[/]", "")
+    console.print(tasks)
+
+    for problem in inspection.problems[:LINES_SHOWN]:
+        console.print(problem.text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if (more := len(inspection.problems) - LINES_SHOWN) > 0:
+        console.print(f"and {more:,} problems more: --json lists them all", style="yellow")
+    if not inspection.problems:
+        console.print("no problem found", style="green")
+
+
+def _print_feature(summary: FeatureSummary, console: Console) -> None:
+    feature = summary.feature
+    shape = " × ".join(str(size) for size in feature.shape)
+    about = ", ".join(part for part in ("camera" * feature.is_image, shape, feature.dtype) if part)
+    console.print(f"[bold]{escape(summary.key)}[/]  [dim]{about}[/]", highlight=False)
+    rows = [(f"  {entry.name or 'value'}", entry.unit, *_figures(asdict(entry))) for entry in summary.entries]
+    if rows:
+        console.print(_figure_table(*rows[:ENTRIES_SHOWN]))
+    if (more := len(rows) - ENTRIES_SHOWN) > 0:
+        console.print(f"  [dim]and {more:,} more[/]", highlight=False)
+
+
+def _figure_table(*rows: tuple[str, ...], header: bool = False) -> Table:
+    """Name, unit and four figures a row, in columns that are alike in every table."""
+    table = Table(show_header=False, box=None, padding=(0, 1, 0, 0), style="bold" if header else "")
+    table.add_column(width=24, no_wrap=True)
+    table.add_column(width=8, no_wrap=True)
+    for _ in range(4):
+        table.add_column(width=10, no_wrap=True, justify="right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+_NAMES = ("min", "max", "mean", "std")
+
+
+def _figures(of: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(number(of[name], ".4g") for name in _NAMES)
+
+
+def holds_checkpoint(path: Path) -> bool:
+    """Whether `path` is a checkpoint, or a run with one."""
+    return (path / "checkpoint.json").is_file() or any(path.glob("checkpoints/step-*/checkpoint.json"))
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint as JSON values: policy, config, parameters, what it observes, statistics, how it was trained.
+
+    Parameters are counted from the header of the weights; no tensor is read.
+    """
+    processor = checkpoint.processor
+    return {
+        "path": str(checkpoint.path),
+        "policy": checkpoint.policy,
+        "step": checkpoint.step,
+        "parameters": _parameters(checkpoint.path / "average.safetensors"),
+        "config": asdict(checkpoint.config),
+        "state_keys": list(processor.state_keys),
+        "cameras": {name: list(size) for name, size in processor.cameras.items()},
+        "words": len(processor.vocabulary.words),
+        "statistics": {key: asdict(statistics) for key, statistics in processor.statistics.items()},
+        "training": checkpoint.training,
+    }
+
+
+def print_checkpoint(description: Mapping[str, Any], console: Console) -> None:
+    """Shows what `describe_checkpoint` gives."""
+    facts = _facts()
+    for name in ("policy", "step", "parameters"):
+        value = description[name]
+        facts.add_row(name, escape(f"{value:,}" if isinstance(value, int) else value))
+    facts.add_row("observes", escape(", ".join(description["state_keys"])))
+    cameras = [f"{name} {height}×{width}" for name, (height, width) in description["cameras"].items()]
+    facts.add_row("cameras", escape(", ".join(cameras) or "none"))
+    for name, value in {**description["config"], **description["training"]}.items():
+        facts.add_row(escape(name), escape(value if isinstance(value, str) else json.dumps(value, default=str)))
+    console.print(facts, highlight=False)
+    console.print(_figure_table(("statistics", "", "smallest", "largest", "mean", "deviation"), header=True))
+    for key, statistics in description["statistics"].items():
+        console.print(f"[bold]{escape(key)}[/]", highlight=False)
+        places = range(len(statistics["mean"]))
+        rows = [{name: values[place] for name, values in statistics.items() if name in _NAMES} for place in places]
+        console.print(_figure_table(*((f"  {place}", "", *_figures(row)) for place, row in enumerate(rows))))
+
+
+def _parameters(file: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    from robostack.policies.checkpoint import CheckpointError
+
+    try:
+        with safe_open(file, "numpy") as tensors:
+            return sum(int(np.prod(tensors.get_slice(key).get_shape())) for key in tensors.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}): use another checkpoint") from error
+
+
+def _facts() -> Table:
+    return Table(show_header=False, box=None, padding=(0, 2, 0, 0))
