@@ -58,9 +58,7 @@ class LeRobotReader:
             except (ValueError, KeyError, TypeError) as error:
                 refused.append(f"{key} ({one_line(error)})")
         if refused:
-            raise DataError(
-                f"{path} has features that are not read: {', '.join(sorted(refused))}; leave them out (drop)"
-            )
+            raise DataError(f"{path} has features that are not read, leave them out: {', '.join(sorted(refused))}")
         self.features = {key: self.features[key] for key in meta.described if key in self.features}
         self.provenance: dict[str, Any] = {"source": {"format": self.format, "path": self.path.resolve().name}}
         if drop:

@@ -80,7 +80,9 @@ def test_what_is_iterated_twice_is_the_same(whole):
     assert all(map(np.array_equal, first, second))
 
 
-numbers = st.tuples(st.lists(st.integers(1, 3), max_size=3).map(tuple), st.sampled_from(NUMBERS))
+numbers = st.tuples(st.lists(st.integers(1, 3), max_size=3).map(tuple), st.sampled_from(NUMBERS)).filter(
+    lambda kind: kind[1] != "uint8" or len(kind[0]) != 3  # that is a picture
+)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
