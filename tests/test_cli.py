@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from safetensors.numpy import load_file
 from support import write_reaching_data
 
 from robostack.cli import main
@@ -39,6 +40,41 @@ def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *expected: s
 def test_collect_train_eval(demo: Path) -> None:
     assert (demo / "run" / "eval-aloha-transfer-cube" / "report.html").is_file()
     assert newest(demo / "run").name == "step-00000004"
+
+
+def test_a_data_set_is_inspected(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    capsys.readouterr()
+    assert main(["inspect", f"{demo}/data", "--html", str(page)]) == 0
+    shown = capsys.readouterr().err
+    assert all(text in shown for text in ("left_waist", "400 frames", "top_zoom  camera", "hardly varies", "page:"))
+    assert "data:image/jpeg" in page.read_text()
+    assert main(["inspect", f"{demo}/data", "--json", "--sampled", "0", "--drop", "next.reward"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    values = json.loads(line)
+    assert values["episodes"] == 2 and values["robot"] == "aloha" and "next.reward" not in values["features"]
+    assert {problem["kind"] for problem in values["problems"]} <= {"constant", "hardly varies"}
+    fails(capsys, ["inspect", f"{demo}/data", "--html", str(page)], "already exists")
+    fails(capsys, ["inspect", f"{demo}/data", "--html", f"{tmp_path}/no/page.html"], "does not exist")
+    fails(capsys, ["inspect", str(tmp_path)], "no data set that is known")
+    fails(capsys, ["inspect", f"{tmp_path}/nowhere"], "does not exist")
+
+
+def test_a_checkpoint_is_inspected(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["inspect", f"{demo}/run"]) == 0
+    shown = capsys.readouterr().err
+    assert all(text in shown for text in ("pi0", "top_zoom 32×32", "expert_width", "observation.state", "machine"))
+    assert main(["inspect", str(newest(demo / "run")), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    weights = load_file(newest(demo / "run") / "average.safetensors")
+    assert values["parameters"] == sum(tensor.size for tensor in weights.values())
+    assert values["step"] == 4 and len(values["statistics"]["action"]["mean"]) == 14
+    fails(capsys, ["inspect", f"{demo}/run", "--html", f"{tmp_path}/page.html"], "is a checkpoint")
+    broken = tmp_path / "broken"
+    shutil.copytree(newest(demo / "run"), broken)
+    (broken / "average.safetensors").write_bytes(b"no")
+    fails(capsys, ["inspect", str(broken)], "average.safetensors cannot be read")
 
 
 def test_json_is_all_that_standard_output_holds(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +153,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(
     assert not (tmp_path / "eval").exists()
 
 
-@pytest.mark.parametrize("verb", ["demo", "collect", "train", "eval", "bench", "doctor"])
+@pytest.mark.parametrize("verb", ["demo", "collect", "inspect", "train", "eval", "bench", "doctor"])
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         assert main([verb, "--help"]) == 0
