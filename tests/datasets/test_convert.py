@@ -1,0 +1,402 @@
+"""A conversion loses nothing, says what it cannot do, and goes on where it was stopped."""
+
+import errno
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import write
+
+from robostack.datasets import aloha_hdf5
+from robostack.datasets import convert as module
+from robostack.datasets.aloha_hdf5 import ARM_NAMES, BASE_NAMES, AlohaHdf5Writer
+from robostack.datasets.convert import ConvertConfig, DiskFullError, Progress, VerificationError, convert
+from robostack.datasets.episodes import DataError, EpisodeReader, Feature
+from robostack.datasets.formats import FORMATS, Recording, create_writer, open_reader
+from robostack.datasets.store import EpisodeStore, EpisodeWriter
+
+LENGTHS = (4, 6, 3)
+
+
+def picture(length: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth frames that move: a codec that is lossy keeps them nearly."""
+    t, y, x = np.ogrid[:length, :height, :width]
+    phase = (y + 3 * x + 11 * t + 40 * seed)[..., None] / np.array([47.0, 53.0, 67.0])
+    return (127 + 120 * np.sin(phase)).astype(np.uint8)
+
+
+def record(
+    path: Path,
+    name: str = "aloha",
+    lengths: tuple[int, ...] = LENGTHS,
+    joints: int = 14,
+    size: tuple[int, int] = (6, 8),
+    dtype: str = "float64",
+    task: str = "transfer the cube",
+    fps: float | None = 50.0,
+    images: str = "",
+) -> Path:
+    """A data set in some format, with effort and one camera."""
+    names = ARM_NAMES + BASE_NAMES if joints == 16 else ARM_NAMES[:joints]
+    features = {
+        "observation.state": Feature((14,), dtype, ARM_NAMES),
+        "observation.velocity": Feature((14,), dtype, ARM_NAMES),
+        "observation.images.top": Feature((*size, 3), "uint8"),
+        "action": Feature((joints,), dtype, names),
+    }
+    writer = create_writer(name, path, Recording(features, fps, "aloha"), images)
+    rng = np.random.default_rng(0)
+    for i, length in enumerate(lengths):
+        columns = {key: rng.normal(size=(length, *f.shape)).astype(f.dtype) for key, f in features.items()}
+        columns["observation.images.top"] = picture(length, *size, i)
+        writer.append(columns, task)
+    writer.finish()
+    return path
+
+
+def rows(reader: EpisodeReader, episode: int) -> dict[str, np.ndarray]:
+    columns = reader.read_episode(episode).columns
+    return {key: r if isinstance(r, np.ndarray) else np.stack(list(r)) for key, r in columns.items()}
+
+
+def assert_same(one: Path, other: Path, episodes: Sequence[int] = (0, 1, 2)) -> None:
+    """`other` holds these episodes of `one`, exactly."""
+    a, b = open_reader(one), open_reader(other)
+    assert {key: b.features[key] for key in a.features} == dict(a.features)
+    assert (a.fps, a.robot, len(episodes)) == (b.fps, b.robot, b.episodes)
+    for i, episode in enumerate(episodes):
+        left, right = rows(a, episode), rows(b, i)
+        assert list(a.read_episode(episode).task) == list(b.read_episode(i).task)
+        assert all(np.array_equal(left[key], right[key]) for key in left), i
+
+
+def files(path: Path) -> dict[Path, bytes]:
+    return {file.relative_to(path): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "images"), [("aloha", "raw"), ("diffusion-policy", "raw"), ("lerobot", "png")], ids=lambda v: v
+)
+def test_there_and_back_is_exact(tmp_path: Path, name: str, images: str) -> None:
+    source = record(tmp_path / "source", name, images=images)
+    before = files(source)
+    there = convert(ConvertConfig(source, tmp_path / "there"))
+    back = convert(ConvertConfig(tmp_path / "there", tmp_path / "back", to=name, images=images))
+    assert_same(source, tmp_path / "there")
+    assert_same(source, tmp_path / "back")
+    assert files(source) == before
+    assert (there.format, there.episodes, there.frames, there.left_out) == ("robostack", 3, 13, {})
+    assert there.actions_sha256 == back.actions_sha256 and there.frames_per_s > 0 and there.mb_per_s > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "source", "there"]
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    joints=st.sampled_from([14, 16]),
+    size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    dtype=st.sampled_from(["float32", "float64"]),
+    name=st.sampled_from(["aloha", "diffusion-policy"]),
+)
+def test_any_shape_comes_back(tmp_path_factory, lengths, joints, size, dtype, name) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    source = record(folder / "source", name, tuple(lengths), joints, size, dtype)
+    convert(ConvertConfig(source, folder / "there"))
+    convert(ConvertConfig(folder / "there", folder / "back", to=name))
+    assert_same(source, folder / "back", range(len(lengths)))
+
+
+@pytest.mark.parametrize(("to", "images"), [("lerobot", "video"), ("aloha", "jpeg")])
+def test_lossy_targets_stay_near(tmp_path: Path, to: str, images: str) -> None:
+    source = record(tmp_path / "source", "diffusion-policy", size=(64, 96))
+    convert(ConvertConfig(source, tmp_path / "data", to=to, images=images))
+    one, other = open_reader(source), open_reader(tmp_path / "data")
+    for i in range(3):
+        left, right = rows(one, i), rows(other, i)
+        key = "observation.images.top"
+        assert np.abs(left[key].astype(int) - right[key]).mean() < 5
+        assert all(np.array_equal(left[k], right[k]) for k in left if k != key)
+
+
+def test_jpegs_come_over_as_they_decode(tmp_path: Path) -> None:
+    source = record(tmp_path / "source", size=(64, 96), images="jpeg")
+    convert(ConvertConfig(source, tmp_path / "data"))
+    assert_same(source, tmp_path / "data")
+
+
+def test_cameras_are_resized(tmp_path: Path) -> None:
+    source = record(tmp_path / "source", size=(32, 48))
+    convert(ConvertConfig(source, tmp_path / "data", resize="16x24"))
+    store = EpisodeStore(tmp_path / "data")
+    assert store.features["observation.images.top"].shape == (16, 24, 3)
+    small = picture(4, 32, 48).reshape(4, 16, 2, 24, 2, 3).mean((2, 4))
+    assert np.abs(rows(store, 0)["observation.images.top"] - small).mean() < 6
+
+
+def test_what_the_source_does_not_record_is_given(tmp_path: Path) -> None:
+    source = record(tmp_path / "source", fps=None, task="")
+    with pytest.raises(ValueError, match=r"does not record its frames a second, which robostack needs: give --fps"):
+        convert(ConvertConfig(source, tmp_path / "data"))
+    with pytest.warns(UserWarning, match="without a task text: give --task"):
+        convert(ConvertConfig(source, tmp_path / "zarr", to="diffusion-policy"))
+    convert(ConvertConfig(source, tmp_path / "data", fps=30.0, task="fold"))
+    store = EpisodeStore(tmp_path / "data")
+    assert store.fps == 30 and store.tasks == ("fold",)
+
+
+def refused(source: Path, message: str, **options: Any) -> None:
+    folder = source.parent
+    before = sorted(folder.iterdir())
+    with pytest.raises(ValueError, match=message) as error:
+        convert(ConvertConfig(source, **{"dst": folder / "data", **options}))
+    assert "\n" not in str(error.value)
+    assert sorted(path for path in folder.iterdir() if not path.name.startswith(".")) == before
+
+
+def test_settings_that_do_not_fit_are_refused_first(tmp_path: Path) -> None:
+    source = record(tmp_path / "source")
+    refused(source, "50 frames a second, not 30: leave --fps out", fps=30.0)
+    refused(source, "has the task 'transfer the cube': leave --task out", task="fold")
+    shutil.rmtree(tmp_path / ".data.partial")
+    refused(source, "unknown format 'rlds'", to="rlds")
+    refused(source, "robostack keeps images as raw, not as 'png'", images="png")
+    refused(source, "expected HEIGHTxWIDTH", resize="16")
+    refused(source, "has no next.reward to drop", drop=("next.reward",))
+    refused(source, "has no action", drop=("action",))
+    refused(source, "lies in the source", dst=source / "data")
+    refused(tmp_path / "nowhere", "does not exist")
+    write(tmp_path / "store", [3])
+    refused(tmp_path / "store", "robostack's own: say to which format with --to")
+    refused(tmp_path / "store", "cannot hold next.success: drop", to="aloha")
+    convert(ConvertConfig(tmp_path / "store", tmp_path / "aloha", to="aloha", drop=("next.success",)))
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    source = record(tmp_path / "source")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(FileExistsError, match="already exists"):
+        convert(ConvertConfig(source, tmp_path / "data"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "source"]
+
+
+def lacks_camera(file: Path) -> None:
+    with h5py.File(file, "r+") as root:
+        del root["observations/images/top"]
+
+
+def wrong_dimensions(file: Path) -> None:
+    with h5py.File(file, "r+") as root:
+        del root["action"]
+        root["action"] = np.zeros((6, 7))
+
+
+def not_finite(file: Path) -> None:
+    with h5py.File(file, "r+") as root:
+        root["action"][2, 3] = np.nan  # pyright: ignore[reportIndexIssue]
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lacks_camera, "lacks observation.images.top"),
+        (wrong_dimensions, r"action: expected \(14,\)"),
+        (not_finite, "action is not finite at frame 2"),
+        (cut, "truncated"),
+    ],
+)
+def test_a_damaged_episode_is_named_and_can_be_left_out(tmp_path: Path, damage, message: str) -> None:
+    source = record(tmp_path / "source")
+    damage(source / "episode_1.hdf5")
+    with pytest.raises(DataError, match=rf"episode 1.*{message}.*--skip-damaged"):
+        convert(ConvertConfig(source, tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+    shutil.rmtree(tmp_path / ".data.partial")
+    done = convert(ConvertConfig(source, tmp_path / "data", skip_damaged=True))
+    assert done.episodes == 2 and list(done.left_out) == [1] and "episode 1" in done.left_out[1]
+    assert_same(source, tmp_path / "data", (0, 2))
+
+
+def test_pixels_that_are_damaged_leave_the_episode_out(tmp_path: Path) -> None:
+    source = record(tmp_path / "source", "diffusion-policy")
+    (source / "data" / "top" / "5.0.0.0").unlink()
+    done = convert(ConvertConfig(source, tmp_path / "data", skip_damaged=True))
+    assert list(done.left_out) == [1] and done.episodes == 2
+    record(tmp_path / "bad")
+    for file in sorted((tmp_path / "bad").glob("*.hdf5")):
+        not_finite(file)
+    with pytest.raises(DataError, match="has no episode that can be converted"):
+        convert(ConvertConfig(tmp_path / "bad", tmp_path / "other", skip_damaged=True))
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+def at(calls: int, function, error: BaseException):
+    """The function, which raises at its n-th call."""
+    left = [calls]
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise error
+        return function(*arguments, **options)
+
+    return wrapped
+
+
+KILLS = {
+    "before the writer": (module, "create_writer", 1),
+    "writer made, not noted": (module._State, "save", 2),
+    "first append": ("writer", "append", 1),
+    "third append": ("writer", "append", 3),
+    "all appended": (module._State, "save", 4),
+    "finish": ("writer", "finish", 1),
+    "check": (module, "_verify", 1),
+    "sync": (module.os, "sync", 1),
+}
+WRITERS = {"robostack": "store.EpisodeWriter", "lerobot": "lerobot_writer.LeRobotWriter"}
+WRITERS |= {"aloha": "aloha_hdf5.AlohaHdf5Writer", "diffusion-policy": "diffusion_policy.DiffusionPolicyWriter"}
+
+
+@pytest.mark.parametrize(
+    ("to", "point"),
+    [("robostack", point) for point in KILLS]
+    + [(to, point) for to in ("lerobot", "aloha", "diffusion-policy") for point in ("third append", "finish", "sync")],
+)
+def test_a_killed_conversion_goes_on(tmp_path: Path, monkeypatch, to: str, point: str) -> None:
+    source = record(tmp_path / "source", "diffusion-policy")
+    images = "png" if to == "lerobot" else ""
+    (source / "data" / "top" / "5.0.0.0").unlink()  # a frame of episode 1
+    config = ConvertConfig(source, tmp_path / "data", to=to, images=images, skip_damaged=True)
+    where, name, calls = KILLS[point]
+    with monkeypatch.context() as patch:
+        if where == "writer":
+            patch.setattr(f"robostack.datasets.{WRITERS[to]}.{name}", at(calls, method(to, name), Killed()))
+        else:
+            patch.setattr(where, name, at(calls, getattr(where, name), Killed()))
+        with pytest.raises(Killed):
+            convert(config)
+    assert not (tmp_path / "data").exists()
+    told: list[Progress] = []
+    done = convert(config, told.append)
+    assert done.episodes == 2 and list(done.left_out) == [1]
+    assert point != "third append" or [p.done for p in told if p.stage == "converting"] == [3]
+    assert_same(source, tmp_path / "data", (0, 2))
+    assert not (tmp_path / ".data.partial").exists()
+
+
+def method(to: str, name: str):
+    import importlib
+
+    file, kind = WRITERS[to].split(".")
+    return getattr(getattr(importlib.import_module(f"robostack.datasets.{file}"), kind), name)
+
+
+def test_other_settings_do_not_go_on(tmp_path: Path, monkeypatch) -> None:
+    source = record(tmp_path / "source")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_verify", kill)
+        with pytest.raises(Killed):
+            convert(ConvertConfig(source, tmp_path / "data"))
+    with pytest.raises(ValueError, match=r"unfinished conversion with other settings \(resize '', now '8x8'\)"):
+        convert(ConvertConfig(source, tmp_path / "data", resize="8x8"))
+    assert convert(ConvertConfig(source, tmp_path / "data")).episodes == 3
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_full_disk_is_told_and_what_was_done_is_kept(tmp_path: Path, monkeypatch, to: str) -> None:
+    source = record(tmp_path / "source", "aloha" if to != "aloha" else "diffusion-policy")
+    config = ConvertConfig(source, tmp_path / "data", to=to, images="png" if to == "lerobot" else "", skip_damaged=True)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    places = {
+        "robostack": ("robostack.datasets.rows.os.pwrite", module.os.pwrite, 9),
+        "lerobot": ("robostack.datasets.lerobot_writer._png", None, 6),
+        "aloha": ("robostack.datasets.aloha_hdf5._create", None, 4),
+        "diffusion-policy": ("zarr.Array.__setitem__", zarr.Array.__setitem__, 7),
+    }
+    target, function, calls = places[to]
+    if function is None:
+        file, name = target.rsplit(".", 1)
+        function = getattr(__import__(file, fromlist=[name]), name)
+    with monkeypatch.context() as patch:
+        patch.setattr(target, at(calls, function, full))
+        with pytest.raises(
+            DiskFullError, match=r"full at episode 1: make room and run the same command again"
+        ) as error:
+            convert(config)
+    assert "\n" not in str(error.value) and not (tmp_path / "data").exists()
+    told: list[Progress] = []
+    assert convert(config, told.append).left_out == {}
+    assert [p.done for p in told if p.stage == "converting"] == [2, 3]
+    assert_same(source, tmp_path / "data")
+
+
+def spoil(path: Path, key: str, offset: int) -> None:
+    file = path / key / "c" / ("0/0" if key == "action" else "0/0/0/0")
+    data = bytearray(file.read_bytes())
+    data[offset : offset + 8] = b"\1" * 8
+    file.write_bytes(data)
+
+
+TOP = "observation.images.top"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        (lambda path: spoil(path, "action", 9 * 14 * 8), "episode 1: action"),
+        (lambda path: spoil(path, TOP, 4 * 6 * 8 * 3), "episode 1: observation.images.top: the first frame, by"),
+        (lambda path: spoil(path, TOP, 12 * 6 * 8 * 3), "episode 2: observation.images.top: the last frame, by"),
+        (lambda path: EpisodeWriter.resume(path).append(rows(EpisodeStore(path), 0), "x"), "expected 3 .*, got 4"),
+    ],
+)
+def test_a_result_that_differs_is_not_put_in_place(tmp_path: Path, monkeypatch, spoilt, message: str) -> None:
+    source = record(tmp_path / "source")
+    finish = EpisodeWriter.finish
+
+    def finish_and_spoil(writer: EpisodeWriter) -> None:
+        finish(writer)
+        spoilt(writer.path)
+
+    monkeypatch.setattr(EpisodeWriter, "finish", finish_and_spoil)
+    with pytest.raises(VerificationError, match=rf"differs from its source: {message}.*: remove .*partial"):
+        convert(ConvertConfig(source, tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_lossy_target_must_be_within_its_bound(tmp_path: Path, monkeypatch) -> None:
+    source = record(tmp_path / "source", "diffusion-policy", size=(64, 96))
+    swapped = partial(lambda encode, frame: encode(np.ascontiguousarray(frame[..., ::-1])), aloha_hdf5._encode)
+    monkeypatch.setattr(aloha_hdf5, "_encode", swapped)
+    with pytest.raises(VerificationError, match=r"the first frame, by \d+.\d grey levels, allowed are 12"):
+        convert(ConvertConfig(source, tmp_path / "data", to="aloha", images="jpeg"))
+
+
+def test_rows_of_every_number_are_compared(tmp_path: Path, monkeypatch) -> None:
+    source = record(tmp_path / "source")
+    create = AlohaHdf5Writer._write
+
+    def shifted(writer: AlohaHdf5Writer, root: Any, columns: dict[str, Any], length: int) -> None:
+        create(writer, root, columns | {"observation.state": columns["observation.state"] + 1e-9}, length)
+
+    monkeypatch.setattr(AlohaHdf5Writer, "_write", shifted)
+    convert(ConvertConfig(source, tmp_path / "store"))
+    with pytest.raises(VerificationError, match=r"episode 0: observation.state"):
+        convert(ConvertConfig(tmp_path / "store", tmp_path / "data", to="aloha"))
