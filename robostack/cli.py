@@ -11,14 +11,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field, make_dataclass
+from dataclasses import asdict, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, PositionalRequiredArgs, arg
 
 # People read standard error; standard output is for results, and with --json for JSON lines alone.
 console = Console(stderr=True)
@@ -72,6 +72,30 @@ def collect(arguments: list[str]) -> int:
             "this averages between them",
             style="yellow",
         )
+    return 0
+
+
+def convert(arguments: list[str]) -> int:
+    """robostack convert SRC DST: between robostack, LeRobot, ALOHA HDF5, Diffusion Policy Zarr."""
+    from robostack.datasets.convert import ConvertConfig, Progress
+    from robostack.datasets.convert import convert as run
+    from robostack.progress import Bar
+
+    options = Annotated[ConvertConfig, OmitArgPrefixes, PositionalRequiredArgs]
+    settings = make_dataclass("Convert", [("options", options), ("json", Json, False)], frozen=True)
+    config = _parse("convert", settings, arguments)
+    with Bar(console, "converting") as bar:
+
+        def report(done: Progress) -> None:
+            bar.update(done.done, done.total, f"{done.stage}, {done.left_out} left out")
+
+        done = run(config.options, report)
+    for reason in done.left_out.values():
+        console.print(f"left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if config.json:
+        _print_json([{**asdict(done), "path": str(done.path)}])
+    rates = f"{done.frames_per_s:,.0f} frames/s, {done.mb_per_s:,.0f} MB/s"
+    console.print(f"{done.path} ({done.format}): {done.episodes} episodes, {done.frames} frames, checked; {rates}")
     return 0
 
 
@@ -262,6 +286,7 @@ def doctor(arguments: list[str]) -> int:
 VERBS: Mapping[str, tuple[Callable[[list[str]], int], str]] = {
     "demo": (demo, "the main job, end to end, on the CPU"),
     "collect": (collect, "demonstrations from the environment's expert"),
+    "convert": (convert, "between robostack, LeRobot, ALOHA HDF5, Diffusion Policy Zarr"),
     "inspect": (inspect, "what is in a data set or a checkpoint, and what is wrong with it"),
     "train": (train, "a policy from demonstrations; --resume RUN continues"),
     "eval": (evaluate, "success with its interval, per-episode JSON, videos, a report page"),

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from support import write_reaching_data
 
 from robostack.cli import main
+from robostack.datasets.store import EpisodeStore
 from robostack.policies.checkpoint import newest
 
 SMALL = ["--steps", "4", "--batch", "8", "--log-every", "2", "--threads", "1"]
@@ -153,7 +154,26 @@ def test_a_checkpoint_that_does_not_fit_is_named(
     assert not (tmp_path / "eval").exists()
 
 
-@pytest.mark.parametrize("verb", ["demo", "collect", "inspect", "train", "eval", "bench", "doctor"])
+def test_convert_shows_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, zarr_path = str(write_reaching_data(tmp_path / "data")), f"{tmp_path}/zarr"
+    fails(capsys, ["convert", source, f"{tmp_path}/again"], "say to which format with --to")
+    assert main(["convert", source, zarr_path, "--to", "diffusion-policy", "--json"]) == 0
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    done = json.loads(line)
+    assert (done["path"], done["format"], done["episodes"], done["frames"]) == (zarr_path, "diffusion-policy", 8, 192)
+    assert done["left_out"] == {} and len(done["actions_sha256"]) == 64
+    assert "8 episodes, 192 frames, checked" in " ".join(captured.err.split())
+    fails(capsys, ["convert", source, zarr_path, "--to", "diffusion-policy"], "already exists")
+    fails(capsys, ["convert", zarr_path, f"{tmp_path}/back", "--fps", "30"], "50 frames a second, not 30")
+    (tmp_path / "empty").mkdir()
+    fails(capsys, ["convert", f"{tmp_path}/empty", f"{tmp_path}/back"], "no data set that is known: looked for")
+    assert main(["convert", zarr_path, f"{tmp_path}/back"]) == 0
+    back, data = EpisodeStore(tmp_path / "back"), EpisodeStore(tmp_path / "data")
+    assert np.array_equal(back.read("action"), data.read("action")) and back.tasks == data.tasks
+
+
+@pytest.mark.parametrize("verb", ["demo", "collect", "convert", "inspect", "train", "eval", "bench", "doctor"])
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         assert main([verb, "--help"]) == 0

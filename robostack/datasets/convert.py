@@ -48,9 +48,9 @@ class ConvertConfig:
     """Which data set to convert, and to what."""
 
     src: Path
-    """Data set in any format; it is never changed."""
+    """SRC, a data set in any format; it is never changed."""
     dst: Path
-    """Data set to write; must not exist yet."""
+    """DST, the data set to write; must not exist yet."""
     to: str = "auto"
     """Format: robostack, lerobot, aloha or diffusion-policy; auto is robostack for data of another format."""
     drop: tuple[str, ...] = ()
