@@ -124,7 +124,8 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Any:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     repeats = [key for key in ("episode_index", "task_index") if key in schema.names]
-    return pq.ParquetWriter(path, schema, compression="snappy", use_dictionary=repeats)  # pyright: ignore[reportArgumentType]
+    options: dict[str, Any] = {"compression": "snappy", "use_dictionary": repeats, "write_page_checksum": True}
+    return pq.ParquetWriter(path, schema, **options)
 
 
 def write_json(path: Path, content: Any) -> None:
