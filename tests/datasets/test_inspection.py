@@ -322,14 +322,15 @@ def test_one_episode_at_a_time_is_in_memory(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_to_draw_does_not_grow(tmp_path: Path) -> None:
-    data = Data(tmp_path, episodes=100, features={"action": FEATURES["action"]})
+    cut = {i: lambda columns, i=i: columns.update(action=columns["action"][: 60 + i % 37]) for i in range(120)}
+    data = Data(tmp_path, cut, episodes=120, features={"action": FEATURES["action"]})
     inspection = look(data, sampled=3)
     kept = inspection.rows["action"]
     assert ROWS_KEPT / 2 < len(kept) <= ROWS_KEPT
-    whole = np.concatenate([data.columns(i)["action"] for i in range(100)])
+    whole = np.concatenate([data.columns(i)["action"] for i in range(120)])
     assert np.array_equal(kept, whole[:: -(-len(whole) // len(kept))])
-    assert [curve.episode for curve in inspection.curves["action"]] == [0, 50, 99]
-    assert np.array_equal(inspection.curves["action"][1].rows, data.columns(50)["action"])
+    assert [curve.episode for curve in inspection.curves["action"]] == [0, 60, 119]
+    assert np.array_equal(inspection.curves["action"][1].rows, data.columns(60)["action"])
 
 
 def test_a_feature_too_wide_to_measure_is_listed(tmp_path: Path) -> None:
