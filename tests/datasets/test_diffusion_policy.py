@@ -261,7 +261,7 @@ def test_a_kill_loses_the_episode_in_flight_alone(tmp_path: Path, monkeypatch, s
         if stop == "resize":
             patch.setattr(zarr.Array, "resize", killed)
         elif stop == "rows":
-            patch.setattr("robostack.datasets.diffusion_policy._blocks", killed)
+            patch.setattr(DiffusionPolicyWriter, "_chunk", killed)
         elif stop == "tasks":
             patch.setattr(zarr.Group, "update_attributes", killed)
         else:
