@@ -114,8 +114,7 @@ class LeRobotReader:
             own = [key for key, feature in self.features.items() if not feature.is_image]
             wanted = list(dict.fromkeys([*own, "timestamp", "frame_index", "episode_index", "task_index"]))
             _require(file, wanted)
-            # pyarrow takes "action" for all that begins with "action."; select takes it at its word.
-            self._kept = (place.data, groups, file.read_row_groups(groups, columns=wanted).select(wanted))
+            self._kept = (place.data, groups, file.read_row_groups(groups, columns=wanted))
         return self._kept[2].slice(first, place.length)
 
     def _pictures(self, episode: int, key: str) -> Iterator[np.ndarray]:

@@ -107,11 +107,11 @@ def join_videos(path: Path | str, pieces: Sequence[tuple[Path, int]], fps: int |
 
     Args:
         path: written to a temporary name first.
-        pieces: videos by `write_video` at `fps`, each with its count of frames. Frame k of the whole is shown at
-            exactly k / fps.
+        pieces: videos by `write_video` at `fps`, each with its count of frames, by a codec that does not reorder
+            frames (bf 0 for H.264). Frame k of the whole is shown at exactly k / fps.
 
     Raises:
-        ValueError: a piece holds another count of frames than is said.
+        ValueError: a piece holds another count of frames than is said, or reorders them.
     """
     require_extra("av", "report")
     import av
@@ -132,9 +132,11 @@ def join_videos(path: Path | str, pieces: Sequence[tuple[Path, int]], fps: int |
                     for packet in container.demux(stream):
                         if packet.pts is None or packet.dts is None:  # the empty packet that ends a stream
                             continue
+                        if packet.pts != packet.dts:
+                            raise ValueError(f"expected no reordered frames in {piece}, to join it: encode with bf 0")
                         shift = before / rate / packet.time_base
                         assert shift.denominator == 1, f"{piece}: a frame of {1 / rate} s is no multiple of its ticks"
-                        packet.pts, packet.dts = packet.pts + int(shift), packet.dts + int(shift)
+                        packet.pts = packet.dts = packet.pts + int(shift)
                         packet.stream = out
                         whole.mux(packet)
                         packets += 1

@@ -15,11 +15,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before LeRobot is imported
 pytest.importorskip("lerobot")
 
 from lerobot.datasets.aggregate import aggregate_datasets
+from lerobot.datasets.compute_stats import auto_downsample_height_width, sample_indices
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
 
 from robostack.datasets.episodes import BOOKKEEPING, DataError, Feature
 from robostack.datasets.lerobot_reader import LeRobotReader
+from robostack.datasets.lerobot_statistics import PictureStatistics, sampled
 from robostack.datasets.lerobot_writer import LeRobotWriter
 from robostack.datasets.video import decode_frames, write_video
 
@@ -192,6 +194,20 @@ def test_lerobot_merges_it_with_its_own(tmp_path, images):
     assert reader.episodes == 6 and np.array_equal(
         np.stack(list(reader.read_episode(4).columns[TOP]))[3].shape, (32, 48, 3)
     )
+
+
+@pytest.mark.parametrize("length", [1, 2, 99, 100, 101, 500, 3000])
+def test_pictures_are_sampled_as_lerobot_samples_them(length):
+    assert np.flatnonzero(sampled(length)).tolist() == sorted(set(sample_indices(length)))
+
+
+@pytest.mark.parametrize("size", [(299, 299), (300, 40), (480, 640), (640, 480), (1080, 1920)])
+def test_large_pictures_are_thinned_as_lerobot_thins_them(size):
+    frame = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    statistics = PictureStatistics()
+    statistics.add(frame)
+    thinned = auto_downsample_height_width(frame.transpose(2, 0, 1)).reshape(3, -1)
+    assert np.array_equal(statistics.counts, [np.bincount(channel, minlength=256) for channel in thinned])
 
 
 # v2.1 and v2.0: made here, and held to be what they say by LeRobot's own converter

@@ -5,7 +5,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from robostack.datasets.video import read_frames, write_video
+from robostack.datasets.video import H264, Codec, decode_frames, join_videos, read_frames, write_video
+
+LOSSLESS = Codec("libx264rgb", "rgb24", {"crf": "0", "preset": "veryfast", "bf": "0"}, key_frames=4)
+H264_IN_ORDER = Codec("libx264", "yuv420p", {**H264.options, "bf": "0"})
+AV1 = Codec("libsvtav1", "yuv420p", {"crf": "30", "preset": "12"}, key_frames=2)
 
 
 def moving_disc(count: int, height: int = 96, width: int = 128) -> np.ndarray:
@@ -85,3 +89,45 @@ def test_bad_input_is_named(tmp_path, frames, fps, message):
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / "a.mp4", frames, fps)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lossless_is_exact_at_any_size(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (9, 61, 83, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mp4", frames, 25, LOSSLESS)
+    assert np.array_equal(read_frames(tmp_path / "a.mp4")[0], frames)
+
+
+@pytest.mark.parametrize("codec", [H264_IN_ORDER, LOSSLESS, AV1], ids=["h264", "lossless", "av1"])
+@pytest.mark.parametrize("fps", [30, 12.5, Fraction(30000, 1001)])
+def test_joined_videos_are_their_pieces_at_exact_times(tmp_path, codec, fps):
+    pieces = [(tmp_path / f"{count}.mp4", count) for count in (13, 1, 20)]
+    for path, count in pieces:
+        write_video(path, moving_disc(count, 64, 96), fps, codec)
+    join_videos(tmp_path / "all.mp4", pieces, fps)
+    frames, times = read_frames(tmp_path / "all.mp4")
+    assert np.array_equal(frames, np.concatenate([read_frames(path)[0] for path, _ in pieces]))
+    assert times == [i / Fraction(fps) for i in range(34)]
+    assert (tmp_path / "all.mp4").stat().st_size < sum(path.stat().st_size for path, _ in pieces)
+
+
+def test_joining_holds_the_pieces_to_their_counts(tmp_path):
+    write_video(tmp_path / "a.mp4", moving_disc(5), 25, H264_IN_ORDER)
+    with pytest.raises(ValueError, match=r"expected 6 frames in .*a\.mp4, came 5"):
+        join_videos(tmp_path / "all.mp4", [(tmp_path / "a.mp4", 6)], 25)
+    write_video(tmp_path / "a.mp4", moving_disc(5), 25)
+    with pytest.raises(ValueError, match=r"expected no reordered frames in .*a\.mp4"):
+        join_videos(tmp_path / "all.mp4", [(tmp_path / "a.mp4", 5)], 25)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("codec", [H264, LOSSLESS, AV1], ids=["h264", "lossless", "av1"])
+def test_decoding_from_the_middle_gives_the_same_frames_from_a_key_frame_on(tmp_path, codec):
+    # H.264 reorders its frames, with a key frame every ten here: what a seek finds can lie after what was sought.
+    write_video(tmp_path / "a.mp4", moving_disc(45, 64, 96), 10, codec)
+    frames, times = read_frames(tmp_path / "a.mp4")
+    for index in range(45):
+        some = [(time, frame) for frame, time in decode_frames(tmp_path / "a.mp4", times[index])]
+        first = times.index(some[0][0])
+        assert first <= index < first + (codec.key_frames or 10) + 10
+        assert [time for time, _ in some] == times[first:]
+        assert np.array_equal(some[index - first][1], frames[index])
