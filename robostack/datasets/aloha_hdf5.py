@@ -21,7 +21,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -217,6 +217,8 @@ class AlohaHdf5Writer:
             key: Feature(tuple(f["shape"]), f["dtype"], tuple(f["names"]), tuple(f["units"]))
             for key, f in settings["features"].items()
         }
+        # In the order of their names, in which h5py and the rows of compress_len have them.
+        self._cameras = sorted(key for key, feature in self.features.items() if feature.is_image)
         for left in path.glob(".*.partial"):
             left.unlink()
         self.episodes = 0
@@ -232,9 +234,17 @@ class AlohaHdf5Writer:
             raise DataError(f"ALOHA HDF5 holds one task text an episode, got {len(texts)}")
         name = f"episode_{self.episodes}.hdf5"
         partial_file = self.path / f".{name}.partial"
+        lengths: list[list[int]] = []
+        if self._settings["images"] == "jpeg":
+            encoded = {key: _jpegs(columns[key]) for key in self._cameras}
+            columns = {**columns, **{key: rows for key, (rows, _) in encoded.items()}}
+            lengths = [sizes for _, sizes in encoded.values()]
         try:
+            _reserve(partial_file, columns.values())
             with h5py.File(partial_file, "w") as root:
                 self._write(root, columns, length)
+                if lengths:
+                    root["compress_len"] = np.array(lengths, dtype=np.int32)
                 root.attrs["task"] = texts.pop()
             _sync(partial_file)
             partial_file.rename(self.path / name)
@@ -265,29 +275,13 @@ class AlohaHdf5Writer:
             missing = np.full(columns["observation.state"].shape, np.nan, dtype=np.float32)
             _create(root, ARRAYS["observation.velocity"], missing, (), ())
             root[ARRAYS["observation.velocity"]].attrs["not_recorded"] = True
-        cameras = sorted(key for key, feature in self.features.items() if feature.is_image)
-        lengths = [self._write_camera(root, _path(key), columns[key]) for key in cameras]
-        if settings["images"] == "jpeg":
-            root["compress_len"] = np.array(lengths, dtype=np.int32).reshape(len(cameras), length)
-
-    def _write_camera(self, root: h5py.File, name: str, frames: Column) -> list[int]:
-        """Gives the bytes of each frame."""
-        length, *shape = frames.shape
-        if self._settings["images"] == "raw":
-            images = root.create_dataset(name, frames.shape, np.uint8, chunks=(1, *shape))
-            sizes: list[int] = []
-            for frame in frames:
-                images[len(sizes)] = frame
-                sizes.append(frame.size)
-        else:
-            encoded = [_encode(frame) for frame in frames]
-            sizes = [len(data) for data in encoded]
-            images = root.create_dataset(name, (length, max(sizes)), np.uint8, chunks=(1, max(sizes)))
-            for i, data in enumerate(encoded):
-                images[i, : len(data)] = np.frombuffer(data, np.uint8)
-        if len(sizes) != length:
-            raise DataError(f"{name} ends after {len(sizes)} of {length} frames")
-        return sizes
+        for key in self._cameras:
+            frames, count = columns[key], 0
+            images = root.create_dataset(_path(key), frames.shape, np.uint8, chunks=(1, *frames.shape[1:]))
+            for count, frame in enumerate(frames, 1):
+                images[count - 1] = frame
+            if count != length:
+                raise DataError(f"{key} ends after {count} of {length} frames")
 
 
 def episode_files(path: Path) -> list[Path]:
@@ -430,6 +424,15 @@ def _decode(row: Any, size: tuple[int, ...]) -> UInt8[np.ndarray, "height width 
         return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
 
 
+def _jpegs(frames: Column) -> tuple[UInt8[np.ndarray, "frames bytes"], list[int]]:
+    """Each frame as JPEG, padded with zeros to the longest, and their lengths."""
+    encoded = [_encode(frame) for frame in frames]
+    rows = np.zeros((len(encoded), max(map(len, encoded))), np.uint8)
+    for row, data in zip(rows, encoded, strict=True):
+        row[: len(data)] = np.frombuffer(data, np.uint8)
+    return rows, [len(data) for data in encoded]
+
+
 def _encode(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
     from PIL import Image
 
@@ -459,6 +462,17 @@ def _check_features(features: Mapping[str, Feature]) -> None:
     ]
     if unfit:
         raise DataError(f"ALOHA HDF5 cannot hold {', '.join(unfit)}: drop what is not needed")
+
+
+def _reserve(path: Path, columns: Iterable[Column]) -> None:
+    """Raises OSError unless the disk has room for the columns and what HDF5 keeps of each chunk.
+
+    HDF5 itself does not survive a full disk: it crashes when it closes the file.
+    """
+    size = sum(math.prod(column.shape) * column.dtype.itemsize + 512 * len(column) for column in columns)
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size + (1 << 20))
+    path.unlink()
 
 
 def _rename_into(path: Path, data: bytes) -> None:

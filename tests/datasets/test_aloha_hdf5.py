@@ -292,7 +292,7 @@ def test_what_the_format_cannot_hold_is_told_first(tmp_path: Path) -> None:
         AlohaHdf5Writer(tmp_path / "data", {"observation.state": arm, "action": arm}, 50)
 
 
-@pytest.mark.parametrize("where", ["_encode", "_create", "_sync"])
+@pytest.mark.parametrize("where", ["_encode", "_create", "_sync", "os.posix_fallocate"])
 def test_a_failed_append_is_not_there_and_resume_goes_on(tmp_path: Path, monkeypatch, where: str) -> None:
     reader = AlohaHdf5Reader(folder(tmp_path / "source"))
     options = {"images": "jpeg", "provenance": reader.provenance}
