@@ -261,7 +261,7 @@ class _State:
 
 def _writer(job: _Job, state: _State) -> Appender | None:
     """The writer to go on with; None when everything is written."""
-    if state.created:
+    if state.created and job.data.exists():
         try:
             return resume_writer(job.target.name, job.data)
         except DataError:

@@ -98,7 +98,19 @@ def test_there_and_back_is_exact(tmp_path: Path, name: str, images: str) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "source", "there"]
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_scalars_and_task_texts_go_to_every_format_that_holds_them(tmp_path: Path) -> None:
+    write(tmp_path / "source", [4, 5])
+    convert(ConvertConfig(tmp_path / "source", tmp_path / "lerobot", to="lerobot", images="png"))
+    convert(ConvertConfig(tmp_path / "lerobot", tmp_path / "zarr", to="diffusion-policy", drop=("timestamp",)))
+    source, back = EpisodeStore(tmp_path / "source"), open_reader(tmp_path / "zarr")
+    for i in range(2):
+        read = rows(back, i)
+        assert list(back.read_episode(i).task) == [f"task {i}"] * (4 + i)
+        for key, expected in source.episode(i).items():
+            assert np.array_equal(read[key].reshape(expected.shape), expected)
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     joints=st.sampled_from([14, 16]),
@@ -307,6 +319,19 @@ def method(to: str, name: str):
 
     file, kind = WRITERS[to].split(".")
     return getattr(getattr(importlib.import_module(f"robostack.datasets.{file}"), kind), name)
+
+
+def test_a_kill_after_the_last_step_is_no_hindrance(tmp_path: Path, monkeypatch) -> None:
+    config = ConvertConfig(record(tmp_path / "source"), tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_sync_folder", kill)
+        with pytest.raises(Killed):
+            convert(config)
+    assert_same(config.src, config.dst)
+    shutil.rmtree(config.dst)
+    convert(config)
+    assert_same(config.src, config.dst)
+    assert not (tmp_path / ".data.partial").exists()
 
 
 def test_other_settings_do_not_go_on(tmp_path: Path, monkeypatch) -> None:
