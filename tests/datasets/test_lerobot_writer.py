@@ -165,6 +165,8 @@ def test_a_kill_while_finishing_loses_nothing(tmp_path, whole, monkeypatch, plac
             writer.finish()
         except KeyboardInterrupt:
             assert not (tmp_path / "data/meta/info.json").exists()
+            (tmp_path / "data/data").mkdir(exist_ok=True)
+            (tmp_path / "data/data/.half.partial").write_bytes(b"what a hard kill leaves beside")
             writer = LeRobotWriter.resume(tmp_path / "data")
     writer.finish()
     assert contents(tmp_path / "data") == contents(whole)
