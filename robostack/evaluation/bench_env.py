@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from robostack import envs
 from robostack.envs.aloha.cameras import Camera
 from robostack.envs.aloha.env import AlohaEnv
 from robostack.envs.gl import choose_gl
+from robostack.evaluation.bench import compare, measurement, take_turns, timed
 from robostack.experts import make_expert
-from robostack.provenance import describe_machine
 
 ENVIRONMENT = "aloha-transfer-cube"
 PIXELS = Camera("top", mount="top", height=96, width=96)
@@ -142,32 +141,10 @@ def _play(reset: Callable[[], Any], step: Callable[[np.ndarray], Any], actions: 
 def _alternate(
     first: Callable[[], int], second: Callable[[], int], blocks: int, clock: Callable[[], float]
 ) -> tuple[float, float, float]:
-    """Median rates of two programs that take turns, and the median ratio of blocks that follow each other.
-
-    Each call returns how many steps it made. One unmeasured block of each comes first: it loads libraries and fills
-    caches.
-    """
-    first()
-    second()
-    rates: tuple[list[float], list[float]] = ([], [])
-    for _ in range(blocks):
-        for program, found in zip((first, second), rates, strict=True):
-            start = clock()
-            steps = program()
-            found.append(steps / (clock() - start))
-    ratios = [one / other for one, other in zip(*rates, strict=True)]
-    return median(rates[0]), median(rates[1]), median(ratios)
+    """Median rates of two programs, each of which returns how many steps it made, and the median ratio."""
+    rates = take_turns({"first": timed(first, clock), "second": timed(second, clock)}, blocks)
+    return compare(rates["first"], rates["second"])
 
 
 def _measurement(case: str, unit: str, value: float, peer: str, peer_value: float, ratio: float) -> dict[str, Any]:
-    return {
-        "bench": "env",
-        "case": case,
-        "metric": "control steps",
-        "unit": unit,
-        "value": round(value, 1),
-        "peer": peer,
-        "peer_value": round(peer_value, 1),
-        "ratio": round(ratio, 3),
-        "machine": describe_machine(),
-    }
+    return measurement("env", case, "control steps", unit, (value, peer_value, ratio), peer)
