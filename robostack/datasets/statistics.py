@@ -45,7 +45,7 @@ class Statistics:
     @staticmethod
     def of(rows: np.ndarray) -> Statistics:
         """Statistics of rows (N, D)."""
-        return of_column(lambda start, stop: rows[start:stop], len(rows))
+        return of_columns([(lambda start, stop: rows[start:stop], len(rows))])
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Statistics:
@@ -95,39 +95,45 @@ class Accumulator:
             raise DataError("there are no frames to take statistics of: the data set is empty")
         mean = self._sum / self._count
         kept = np.concatenate(self._kept)
-        quantiles = np.stack([np.quantile(kept[:, i], (0.01, 0.99)) for i in range(kept.shape[1])], axis=1)
+        quantiles = np.stack(
+            [np.quantile(kept[:, i].astype(np.float64), (0.01, 0.99)) for i in range(kept.shape[1])], axis=1
+        )
         std = np.sqrt(np.maximum(self._squares / self._count - mean * mean, 0.0))
         vectors = (mean + self._shift, std, self._min, self._max, quantiles[0], quantiles[1])
         mean, std, low, high, q01, q99 = (tuple(vector.astype(float).tolist()) for vector in vectors)
         return Statistics(mean, std, low, high, q01, q99, self._count, len(kept))
 
 
-def of_column(read: Callable[[int, int], np.ndarray], rows: int) -> Statistics:
-    """Statistics of a column whose rows [start, stop) `read` gives, (stop - start, D) or (stop - start)."""
-    accumulator = Accumulator(rows)
-    for start in range(0, rows, ROWS_AT_ONCE):
-        block = read(start, min(rows, start + ROWS_AT_ONCE))
-        accumulator.add(block.reshape(len(block), -1))
+def of_columns(columns: Sequence[tuple[Callable[[int, int], np.ndarray], int]]) -> Statistics:
+    """Statistics of the rows of several columns together. A column is a function that gives its rows [start, stop),
+    (stop - start, D) or (stop - start), and its number of rows."""
+    accumulator = Accumulator(sum(rows for _, rows in columns))
+    for read, rows in columns:
+        for start in range(0, rows, ROWS_AT_ONCE):
+            block = read(start, min(rows, start + ROWS_AT_ONCE))
+            accumulator.add(block.reshape(len(block), -1))
     return accumulator.result()
 
 
 def of_relative_actions(
-    episodes: Callable[[int], tuple[np.ndarray, np.ndarray]], lengths: Sequence[int], chunk_len: int
+    data_sets: Sequence[tuple[Callable[[int], tuple[np.ndarray, np.ndarray]], Sequence[int]]], chunk_len: int
 ) -> Statistics:
-    """Statistics of action(t + k) − state(t) over all frames t and 0 <= k < chunk_len within their episode.
+    """Statistics of action(t + k) − state(t) over all frames t and 0 <= k < chunk_len within their episode, over
+    several data sets together. A data set is a function that gives state and action of episode i, (T, D) each, and the
+    lengths of its episodes.
 
-    `episodes(i)` gives state and action of episode i, (T, D) each. When there are more than 2²² such rows, only every
-    n-th frame t counts: all statistics are then those of this sample, and `count` says how large it is.
+    When there are more than 2²² such rows, only every n-th frame t counts: all statistics are then those of this
+    sample, and `count` says how large it is.
     """
+    lengths = [length for _, lengths in data_sets for length in lengths]
     stride = -(-sum(length * min(chunk_len, length) for length in lengths) // RELATIVE_ROWS)
-    frames = [range(i % stride, length, stride) for i, length in enumerate(lengths)]
-    total = sum(min(chunk_len, length - t) for length, kept in zip(lengths, frames, strict=True) for t in kept)
+    total = sum(min(chunk_len, length - t) for length in lengths for t in range(0, length, stride))
     accumulator = Accumulator(total)
-    for i, kept in enumerate(frames):
-        state, action = episodes(i)
-        t = np.asarray(kept, dtype=np.int64)
-        steps = t[:, None] + np.arange(chunk_len)
-        inside = steps < len(action)
-        relative = action[np.minimum(steps, len(action) - 1)] - state[t][:, None]
-        accumulator.add(relative[inside])
+    for episode, lengths in data_sets:
+        for i in range(len(lengths)):
+            state, action = episode(i)
+            t = np.arange(0, len(state), stride)
+            steps = t[:, None] + np.arange(chunk_len)
+            relative = action[np.minimum(steps, len(action) - 1)] - state[t][:, None]
+            accumulator.add(relative[steps < len(action)])
     return accumulator.result()

@@ -36,7 +36,7 @@ from robostack.datasets.episodes import (
     task_of_each_frame,
 )
 from robostack.datasets.rows import Rows
-from robostack.datasets.statistics import Statistics, of_column, of_relative_actions
+from robostack.datasets.statistics import Statistics, of_columns, of_relative_actions
 
 FORMAT = "robostack-episodes-2"
 INDEX = ("episode_ends", "segment_ends", "segment_task")
@@ -203,9 +203,14 @@ class EpisodeStore:
         if missing := [key for key in keys if key not in self.features]:
             raise DataError(f"{self.path} lacks {', '.join(missing)}: it has {', '.join(self.features)}")
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Frames of each episode."""
+        return self.episode_ends - self.episode_starts
+
     def length(self, episode: int) -> int:
-        """Frames of an episode."""
-        return int(self.episode_ends[episode] - self.episode_starts[episode])
+        """Frames of one episode."""
+        return int(self.lengths[episode])
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows [start, stop) of a feature, (stop - start, *shape); all rows of whole episodes by default."""
@@ -256,7 +261,7 @@ class EpisodeStore:
         if self._statistics is not None:
             return {key: Statistics.from_json(values) for key, values in self._statistics["features"].items()}
         return {
-            key: of_column(partial(self.read, key), self.frames)
+            key: of_columns([(partial(self.read, key), self.frames)])
             for key, feature in self.features.items()
             if len(feature.shape) <= 1 and np.dtype(feature.dtype).kind in "fiu"
         }
@@ -269,12 +274,12 @@ class EpisodeStore:
         relative = (self._statistics or {}).get("relative")
         if relative is not None and relative["chunk_len"] == chunk_len:
             return Statistics.from_json(relative["action"])
-        bounds = np.stack([self.episode_starts, self.episode_ends], axis=1).tolist()
-        return of_relative_actions(
-            lambda i: (self.read("observation.state", *bounds[i]), self.read("action", *bounds[i])),
-            np.diff(bounds, axis=1)[:, 0].tolist(),
-            chunk_len,
-        )
+        return of_relative_actions([(self.state_and_action, self.lengths.tolist())], chunk_len)
+
+    def state_and_action(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
+        """`observation.state` and `action` of one episode, (T, D) each."""
+        start, end = int(self.episode_starts[episode]), int(self.episode_ends[episode])
+        return self.read("observation.state", start, end), self.read("action", start, end)
 
     def why_not_relative(self) -> str | None:
         """None when `action` and `observation.state` hold the same entries, so that one can be taken from the other."""

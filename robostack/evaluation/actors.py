@@ -47,17 +47,23 @@ class PolicyActor:
         self._policy: Any = self.checkpoint.load().to(device)
         self._processor, self._device = self.checkpoint.processor, torch.device(device)
         self.cameras = self._processor.cameras
-        self._task, self._generator = "", torch.Generator(self._device)
+        self._task, self._robot, self._generator = "", "", torch.Generator(self._device)
 
     def begin(self, env: gym.Env, seed: int) -> None:
+        """Raises DataError when the policy was trained on other robots, ValueError when it acts at another rate."""
+        if (rate := env.metadata["render_fps"]) != self._processor.rate:
+            raise ValueError(f"the policy acts {self._processor.rate} times a second, the environment {rate} times")
         self._task = env.get_wrapper_attr("task")
+        self._robot = self._processor.choose(env.get_wrapper_attr("robot"))
         self._generator.manual_seed(seed)
 
     @torch.inference_mode()
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        batch = {key: observation[key][None] for key in self._processor.observation_keys if key in observation}
-        chunk = self._policy.sample(self._processor.observe(batch, [self._task], self._device), self._generator)
-        return self._processor.denormalize_actions(chunk)[0, : self.execute_len]
+        keys = self._processor.keys_of(self._robot)
+        batch = {key: observation[key][None] for key in keys if key in observation}
+        seen = self._processor.observe(batch, [self._task], self._robot, self._device)
+        chunk = self._policy.sample(seen, self._generator)
+        return self._processor.denormalize_actions(chunk, batch, self._robot)[0, : self.execute_len]
 
 
 class ExpertActor:

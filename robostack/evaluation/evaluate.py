@@ -130,12 +130,13 @@ def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode]) -> 
 
 
 def _keep_apart(seeds: range, checkpoint: Checkpoint) -> None:
-    first, last = checkpoint.training["data"].get("seeds") or (0, -1)
-    if max(first, seeds[0]) <= min(last, seeds[-1]):
-        raise ValueError(
-            f"the policy was trained on demonstrations of seeds {first} to {last}, and evaluation asked for "
-            f"{seeds[0]} to {seeds[-1]}: choose a --seed above {last}"
-        )
+    for data in checkpoint.training["data"]:
+        first, last = data["seeds"] or (0, -1)
+        if max(first, seeds[0]) <= min(last, seeds[-1]):
+            raise ValueError(
+                f"the policy was trained on demonstrations of seeds {first} to {last}, and evaluation asked for "
+                f"{seeds[0]} to {seeds[-1]}: choose a --seed above {last}"
+            )
 
 
 def _training_log(checkpoint: Checkpoint) -> list[dict[str, float]]:

@@ -107,10 +107,14 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "step": checkpoint.step,
         "parameters": _parameters(checkpoint.path / "average.safetensors"),
         "config": asdict(checkpoint.config),
-        "state_keys": list(processor.state_keys),
+        "state_keys": list(processor.state),
         "cameras": {name: list(size) for name, size in processor.cameras.items()},
         "words": len(processor.vocabulary.words),
-        "statistics": {key: asdict(statistics) for key, statistics in processor.statistics.items()},
+        "statistics": {
+            f"{key} of {name}" if len(processor.robots) > 1 else key: asdict(statistics)
+            for name, robot in processor.robots.items()
+            for key, statistics in robot.statistics.items()
+        },
         "training": checkpoint.training,
     }
 

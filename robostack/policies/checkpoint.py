@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
 
-FORMAT = "robostack-checkpoint-1"
+FORMAT = "robostack-checkpoint-2"
 
 POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {"pi0": (Pi0Config, Pi0)}
 """Policy name to its config and its module."""

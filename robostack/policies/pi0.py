@@ -104,10 +104,10 @@ class Pi0(nn.Module):
         self,
         observation: Observation,
         actions: Float[Tensor, "batch chunk_len action_dim"],
-        is_pad: Bool[Tensor, "batch chunk_len"],
+        counts: Bool[Tensor, "batch chunk_len action_dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        """E‖v̂(x_t, t) − (x₁ − x₀)‖² or E‖x̂₁(x_t, t) − x₁‖², over actions that are not padding."""
+        """E‖v̂(x_t, t) − (x₁ − x₀)‖² or E‖x̂₁(x_t, t) − x₁‖², over the actions that count."""
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)
         t = sample_time(self.config.time_sampling, len(actions), generator, actions.device)
         point = self.path.sample(noise, actions, t)
@@ -119,8 +119,7 @@ class Pi0(nn.Module):
         if self.config.prediction == "data" and self.config.loss == "velocity":
             predicted = self.path.velocity_from_data(point.x_t, predicted, t, self.config.smallest_sigma)
             target = self.path.velocity_from_data(point.x_t, actions, t, self.config.smallest_sigma)
-        error = (predicted - target).square().mean(-1)
-        return error.masked_fill(is_pad, 0.0).sum() / (~is_pad).sum()
+        return (predicted - target).square().masked_fill(~counts, 0.0).sum() / counts.sum()
 
     def sample(
         self, observation: Observation, generator: torch.Generator
@@ -146,7 +145,8 @@ class Pi0(nn.Module):
             # Without images the prefix depends on the task alone: encode each task of the batch once.
             text, inverse = torch.unique(text, dim=0, return_inverse=True)
         tokens = [encoder(observation.images[name]) for name, encoder in self.cameras.items()]
-        valid = torch.cat([text.new_ones(len(text), len(tokens), dtype=torch.bool), text != PADDING], dim=1)
+        seen = [observation.present[name][:, None] for name in self.cameras]
+        valid = torch.cat([*seen, text != PADDING], dim=1)
         tokens = torch.cat([*tokens, self.word(text)], dim=1)
         blocks = torch.full((tokens.shape[1],), PREFIX, device=tokens.device)
         # A padding token may see the others, so that no row of the mask is empty; nothing sees it.

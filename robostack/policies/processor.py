@@ -1,106 +1,209 @@
 """From the keys, units and texts of a data set or robot to a policy's tensors, and back.
 
 One object does it for training, evaluation and control. It lives in the checkpoint, statistics included, so that
-what a policy sees on the robot went the way of what it saw in training.
+what a policy sees on the robot went the way of what it saw in training. Robots of other shapes share one state and one
+action vector: each fills the entries that it has, and the rest is zero and does not count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from robostack.core.text import Vocabulary
-from robostack.datasets.episodes import DataError
-from robostack.datasets.normalize import Normalizer
-from robostack.datasets.statistics import Statistics
+from robostack.datasets.episodes import IMAGES, DataError, Feature
+from robostack.datasets.mixture import Layout, name_robots, pooled_relative_statistics, pooled_statistics
+from robostack.datasets.normalize import Normalization, Normalizer
+from robostack.datasets.statistics import SMALLEST_SCALE, Statistics
 from robostack.datasets.store import EpisodeStore
+from robostack.datasets.windows import Windows
 from robostack.policies.protocol import Interface, Observation
 
-IMAGES = "observation.images."
+STATE = "observation.state"
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How numbers are brought to unit scale."""
+
+    normalization: Normalization = "mean_std"
+    """Mean and deviation to 0 and 1; minimum and maximum, or 1 % and 99 % quantile, to -1 and 1."""
+    smallest_scale: float = SMALLEST_SCALE
+    """In the data's units: an entry that varies less is scaled as if it varied as much."""
+    relative_actions: bool = False
+    """Predict actions relative to `observation.state` at the start of their chunk."""
+    absolute_entries: tuple[str, ...] = ()
+    """Entries of the action that stay absolute when the others are relative, such as grippers."""
+
+
+@dataclass(frozen=True)
+class Robot:
+    """How one kind of robot fills the vectors that all robots of a policy share."""
+
+    statistics: Mapping[str, Statistics]
+    """Of its state keys and of `action`; of relative actions where they are relative."""
+    places: Mapping[str, tuple[int, ...]]
+    """Of its state keys and of `action`: where its entries stand in the shared vector."""
+    cameras: tuple[str, ...]
+    relative: tuple[bool, ...]
+    """Which entries of its action are relative to its state."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """`state_keys` are joined into the policy's state, in this order; `cameras` are names and (height, width)."""
+    """`state` maps the state keys, which are joined in this order, to the size of their shared vectors; `cameras` maps
+    names to (height, width)."""
 
-    state_keys: tuple[str, ...]
+    state: Mapping[str, int]
+    action_dim: int
     cameras: Mapping[str, tuple[int, int]]
     vocabulary: Vocabulary
-    statistics: Mapping[str, Statistics]
-    """Of the state keys and of `action`."""
+    robots: Mapping[str, Robot]
+    rate: float
+    """Actions a second."""
+    scaling: Scaling
 
     @staticmethod
-    def of(store: EpisodeStore, keys: Sequence[str] = ()) -> Processor:
-        """The processor for the observation features `keys` of a data set; for all of them when none is named.
+    def of(
+        stores: Sequence[EpisodeStore],
+        chunk_len: int,
+        keys: Sequence[str] = (),
+        robots: Sequence[str] = (),
+        rate: float | None = None,
+        scaling: Scaling = Scaling(),
+    ) -> Processor:
+        """The processor for the observation features `keys` of data sets; for all of them when none is named.
 
-        Raises DataError when a feature is missing or the data set has none to observe; warns of entries that are still.
+        Args:
+            stores: the data sets of a run.
+            chunk_len: actions of a chunk, for the statistics of relative ones.
+            keys: features to observe, each of at least one data set.
+            robots: the robot of each data set; as they record it when none is named.
+            rate: actions a second; needed when the data sets differ in it.
+            scaling: how numbers are scaled.
+
+        Raises:
+            DataError: a feature is missing, the data sets have no state to observe or do not fit together. Warns of
+                entries that are still.
         """
-        keys = tuple(keys) or tuple(key for key in store.features if key.startswith("observation."))
-        store.require([*keys, "action"])
-        state_keys = tuple(key for key in keys if not store.features[key].is_image)
+        keys = tuple(keys) or tuple(
+            dict.fromkeys(key for store in stores for key in store.features if key.startswith("observation."))
+        )
+        for key in keys:
+            if not any(key in store.features for store in stores):
+                stores[0].require([key])
+        rates = sorted({store.fps for store in stores})
+        if rate is None and len(rates) > 1:
+            raise DataError(f"the data sets have {', '.join(map(str, rates))} frames a second: give one with --rate")
+        names = name_robots(stores, (*keys, "action"), robots)
+        by_robot = {name: [s for s, n in zip(stores, names, strict=True) if n == name] for name in names}
+        features = {name: {key: of[0].features[key] for key in (*keys, "action") if key in of[0].features}
+                    for name, of in by_robot.items()}  # fmt: skip
+        images = {key for key in keys for has in features.values() if key in has and has[key].is_image}
+        state_keys = tuple(key for key in keys if key not in images)
         if not state_keys:
-            raise DataError(f"{store.path}: expected a state to observe, got {', '.join(keys) or 'no features'}")
-        if wrong := [key for key in (*state_keys, "action") if len(store.features[key].shape) != 1]:
-            raise DataError(f"{store.path}: expected vectors, got {', '.join(wrong)} of more or fewer dimensions")
-        cameras = {
-            key.removeprefix(IMAGES): (store.features[key].shape[0], store.features[key].shape[1])
-            for key in keys
-            if store.features[key].is_image
+            raise DataError(f"{stores[0].path}: expected a state to observe, got {', '.join(keys) or 'no features'}")
+        layouts = {
+            key: Layout.of(key, {name: has[key] for name, has in features.items() if key in has})
+            for key in (*state_keys, "action")
         }
-        of_all = store.statistics()
-        statistics = {key: of_all[key] for key in (*state_keys, "action")}
-        for key, values in statistics.items():
-            values.warn_of_still_entries(key, store.features[key].names)
-        return Processor(state_keys, cameras, Vocabulary.of(store.tasks), statistics)
-
-    @property
-    def observation_keys(self) -> tuple[str, ...]:
-        return (*self.state_keys, *(IMAGES + name for name in self.cameras))
+        return Processor(
+            state={key: layouts[key].size for key in state_keys},
+            action_dim=layouts["action"].size,
+            cameras=_cameras(keys, features),
+            vocabulary=Vocabulary.of(tuple(dict.fromkeys(text for store in stores for text in store.tasks))),
+            robots={
+                name: _robot(name, by_robot[name], features[name], layouts, chunk_len, scaling) for name in by_robot
+            },
+            rate=rate or rates[0],
+            scaling=scaling,
+        )
 
     @property
     def interface(self) -> Interface:
         return Interface(
-            state_dim=sum(len(self.statistics[key].mean) for key in self.state_keys),
-            action_dim=len(self.statistics["action"].mean),
+            state_dim=sum(self.state.values()),
+            action_dim=self.action_dim,
             words=self.vocabulary.length,
             vocabulary=self.vocabulary.size,
             cameras=self.cameras,
         )
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All observation keys."""
+        return (*self.state, *(IMAGES + name for name in self.cameras))
+
+    def keys_of(self, robot: str) -> tuple[str, ...]:
+        """The observation keys that a robot has to supply."""
+        known = self.robots[robot]
+        own = (*(key for key in self.state if key in known.places), *(IMAGES + name for name in known.cameras))
+        return own if STATE in own or not any(known.relative) else (*own, STATE)
+
+    def choose(self, robot: str | None) -> str:
+        """The robot to act for: the only one, or the one named. Raises DataError when it is not among those trained."""
+        if robot is not None and robot in self.robots:
+            return robot
+        if len(self.robots) == 1:
+            return next(iter(self.robots))
+        raise DataError(f"the policy was trained on {', '.join(self.robots)}: expected one of them, got {robot}")
+
     @cached_property
-    def _normalizers(self) -> dict[str, Normalizer]:
-        if missing := [key for key in (*self.state_keys, "action") if key not in self.statistics]:
-            raise DataError(f"statistics of {', '.join(missing)} are missing: the checkpoint is not whole")
-        return {key: Normalizer.of(statistics) for key, statistics in self.statistics.items()}
+    def _normalizers(self) -> dict[str, dict[str, Normalizer]]:
+        for name, robot in self.robots.items():
+            if missing := [key for key in robot.places if key not in robot.statistics]:
+                raise DataError(
+                    f"statistics of {', '.join(missing)} of {name} are missing: the checkpoint is not whole"
+                )
+        return {
+            name: {
+                key: Normalizer.of(robot.statistics[key], self.scaling.normalization, self.scaling.smallest_scale)
+                for key in robot.places
+            }
+            for name, robot in self.robots.items()
+        }
 
     def observe(
-        self, observation: Mapping[str, np.ndarray], tasks: Sequence[str], device: torch.device | str = "cpu"
+        self,
+        observation: Mapping[str, np.ndarray],
+        tasks: Sequence[str],
+        robot: str,
+        device: torch.device | str = "cpu",
     ) -> Observation:
-        """Raw observations (batch, ...) by data set key, and the batch's task texts, as a policy's observation.
+        """Raw observations (batch, ...) of one robot by data set key, and the batch's task texts, as a policy's.
 
         Raises DataError for a missing key, a wrong shape or values that are not finite.
         """
-        state = []
-        for key in self.state_keys:
-            rows = self._checked(observation, key, (len(tasks), len(self.statistics[key].mean)))
+        known, batch = self.robots[robot], len(tasks)
+        states = []
+        for key, size in self.state.items():
+            if key not in known.places:
+                states.append(np.zeros((batch, size), np.float32))
+                continue
+            rows = self._checked(observation, key, (batch, len(known.places[key])))
             if not np.isfinite(rows).all():
                 raise DataError(f"{key} is not finite: the sensor or the data is broken")
-            state.append(self._normalizers[key].forward(rows.astype(np.float32, copy=False)))
-        images = {
-            name: torch.from_numpy(self._checked(observation, IMAGES + name, (len(tasks), *size, 3))).to(device)
-            for name, size in self.cameras.items()
-        }
+            unit = self._normalizers[robot][key].forward(rows.astype(np.float32, copy=False))
+            states.append(_spread(unit, known.places[key], size))
+        images, present = {}, {}
+        for name, size in self.cameras.items():
+            if name in known.cameras:
+                images[name] = self._checked(observation, IMAGES + name, (batch, *size, 3))
+            else:
+                images[name] = np.zeros((batch, *size, 3), np.uint8)
+            present[name] = torch.full((batch,), name in known.cameras, device=device)
         return Observation(
-            state=torch.from_numpy(np.concatenate(state, axis=1)).to(device),
+            state=torch.from_numpy(np.concatenate(states, axis=1)).to(device),
             text=torch.from_numpy(self.vocabulary.encode(tasks)).to(device),
-            images=images,
+            images={name: torch.from_numpy(frames).to(device) for name, frames in images.items()},
+            present=present,
         )
 
     def _checked(self, observation: Mapping[str, np.ndarray], key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -110,25 +213,142 @@ class Processor:
             raise DataError(f"{key}: expected shape {shape}, got {observation[key].shape}")
         return observation[key]
 
-    def normalize_actions(
-        self, actions: np.ndarray, device: torch.device | str = "cpu"
-    ) -> Float[Tensor, "batch chunk_len action_dim"]:
-        """Actions in the robot's units to the policy's."""
-        return torch.from_numpy(self._normalizers["action"].forward(actions)).to(device)
+    def training_batch(
+        self, parts: Sequence[tuple[str, Windows, Sequence[str]]], device: torch.device | str = "cpu"
+    ) -> tuple[Observation, Float[Tensor, "batch chunk_len action_dim"], Bool[Tensor, "batch chunk_len action_dim"]]:
+        """Windows of several robots, (robot, windows, task texts) each, as one batch: what the policy sees, the actions
+        it should find, and which of these numbers count: those before the end of their episode, of joints that the
+        robot has."""
+        seen = [self.observe(windows.observation, texts, robot, device) for robot, windows, texts in parts]
+        actions = [
+            self.normalize_actions(windows.action, windows.observation, robot, device) for robot, windows, _ in parts
+        ]
+        counts = []
+        for robot, windows, _ in parts:
+            has = torch.zeros(self.action_dim, dtype=torch.bool)
+            has[list(self.robots[robot].places["action"])] = True
+            counts.append((~torch.from_numpy(windows.is_pad)[..., None] & has).to(device))
+        return Observation.concatenate(seen), torch.cat(actions), torch.cat(counts)
 
-    def denormalize_actions(self, actions: Float[Tensor, "batch chunk_len action_dim"]) -> np.ndarray:
+    def normalize_actions(
+        self,
+        actions: Shaped[np.ndarray, "batch chunk_len entries"],
+        observation: Mapping[str, np.ndarray],
+        robot: str,
+        device: torch.device | str = "cpu",
+    ) -> Float[Tensor, "batch chunk_len action_dim"]:
+        """Actions in the robot's units to the policy's. `observation` is what was seen when the chunk began."""
+        moved = actions.astype(np.float32, copy=False) - self._reference(observation, robot)
+        unit = self._normalizers[robot]["action"].forward(moved)
+        return torch.from_numpy(_spread(unit, self.robots[robot].places["action"], self.action_dim)).to(device)
+
+    def denormalize_actions(
+        self, actions: Float[Tensor, "batch chunk_len action_dim"], observation: Mapping[str, np.ndarray], robot: str
+    ) -> Shaped[np.ndarray, "batch chunk_len entries"]:
         """The policy's actions in the robot's units; undoes `normalize_actions`."""
-        return self._normalizers["action"].inverse(actions.float().cpu().numpy())
+        unit = actions.float().cpu().numpy()[..., list(self.robots[robot].places["action"])]
+        return self._normalizers[robot]["action"].inverse(unit) + self._reference(observation, robot)
+
+    def _reference(self, observation: Mapping[str, np.ndarray], robot: str) -> np.ndarray:
+        """What actions are relative to, (batch, 1, entries) or 0."""
+        relative = self.robots[robot].relative
+        if not any(relative):
+            return np.zeros((), np.float32)
+        if STATE not in observation:
+            raise DataError(f"relative actions need {STATE}, got only {', '.join(observation)}")
+        return (observation[STATE].astype(np.float32, copy=False) * np.asarray(relative, np.float32))[:, None]
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "cameras": {name: list(size) for name, size in self.cameras.items()}}
+        return asdict(self)
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Processor:
-        """Undoes `to_json`; raises KeyError or TypeError where something is missing or unknown."""
+        """Undoes `to_json`; raises KeyError, TypeError or DataError where something is missing or unknown."""
+        scaling = values["scaling"]
         return Processor(
-            state_keys=tuple(values["state_keys"]),
+            state=values["state"],
+            action_dim=values["action_dim"],
             cameras={name: (int(size[0]), int(size[1])) for name, size in values["cameras"].items()},
             vocabulary=Vocabulary(tuple(values["vocabulary"]["words"]), values["vocabulary"]["length"]),
-            statistics={key: Statistics.from_json(s) for key, s in values["statistics"].items()},
+            robots={
+                name: Robot(
+                    statistics={key: Statistics.from_json(s) for key, s in robot["statistics"].items()},
+                    places={key: tuple(places) for key, places in robot["places"].items()},
+                    cameras=tuple(robot["cameras"]),
+                    relative=tuple(robot["relative"]),
+                )
+                for name, robot in values["robots"].items()
+            },
+            rate=values["rate"],
+            scaling=Scaling(**{**scaling, "absolute_entries": tuple(scaling["absolute_entries"])}),
         )
+
+
+def _cameras(keys: Sequence[str], features: Mapping[str, Mapping[str, Feature]]) -> dict[str, tuple[int, int]]:
+    """Camera name to (height, width). Raises DataError when robots differ in it."""
+    cameras: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        for robot, has in features.items():
+            if key not in has or not has[key].is_image:
+                continue
+            size = (has[key].shape[0], has[key].shape[1])
+            if cameras.setdefault(key.removeprefix(IMAGES), size) != size:
+                raise DataError(
+                    f"{key} of {robot} is {size}, of another robot {cameras[key.removeprefix(IMAGES)]}: convert one "
+                    "with --resize"
+                )
+    return cameras
+
+
+def _robot(
+    name: str,
+    stores: Sequence[EpisodeStore],
+    features: Mapping[str, Feature],
+    layouts: Mapping[str, Layout],
+    chunk_len: int,
+    scaling: Scaling,
+) -> Robot:
+    """One robot from its data sets; warns of entries that are still."""
+    vectors = [key for key in layouts if key in features]
+    measured = pooled_statistics(stores)
+    if missing := [key for key in vectors if key not in measured]:
+        raise DataError(f"{stores[0].path}: {', '.join(missing)} holds no numbers to take statistics of: leave it out")
+    statistics = {key: measured[key] for key in vectors}
+    action = features["action"]
+    if unknown := [entry for entry in scaling.absolute_entries if entry not in action.names]:
+        known = ", ".join(action.names) or "none by name"
+        raise DataError(f"{stores[0].path}: the action has no entry {', '.join(unknown)}: it has {known}")
+    relative = tuple(
+        scaling.relative_actions and not (action.names and action.names[i] in scaling.absolute_entries)
+        for i in range(action.shape[0])
+    )
+    if any(relative):
+        moved = pooled_relative_statistics(stores, chunk_len)
+        statistics["action"] = _choose(moved, statistics["action"], relative)
+    for key, values in statistics.items():
+        values.warn_of_still_entries(key, features[key].names, scaling.smallest_scale)
+    cameras = tuple(key.removeprefix(IMAGES) for key, feature in features.items() if feature.is_image)
+    return Robot(statistics, {key: layouts[key].places[name] for key in vectors}, cameras, relative)
+
+
+def _choose(relative: Statistics, absolute: Statistics, is_relative: Sequence[bool]) -> Statistics:
+    """Entry by entry, one or the other; counts are those of the relative ones."""
+    chosen = {
+        name: tuple(
+            r if take else a
+            for r, a, take in zip(getattr(relative, name), getattr(absolute, name), is_relative, strict=True)
+        )
+        for name in ("mean", "std", "min", "max", "q01", "q99")
+    }
+    return replace(relative, **chosen)
+
+
+def _spread(
+    values: Shaped[np.ndarray, "*batch entries"], places: Sequence[int], size: int
+) -> Shaped[np.ndarray, "*batch size"]:
+    """A robot's entries at their places in the shared vector, zero elsewhere."""
+    if tuple(places) == tuple(range(size)):
+        return values
+    shared = np.zeros((*values.shape[:-1], size), values.dtype)
+    shared[..., list(places)] = values
+    return shared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,20 @@ class Observation:
     """Word ids of the task, 0 where there is no word."""
     images: Mapping[str, UInt8[Tensor, "batch height width 3"]]
     """Camera name to frames."""
+    present: Mapping[str, Bool[Tensor, " batch"]]
+    """Camera name to whether the robot has it; where it has not, the frame is black and must not be looked at."""
+
+    @staticmethod
+    def concatenate(parts: Sequence[Observation]) -> Observation:
+        """Several batches as one."""
+        if len(parts) == 1:
+            return parts[0]
+        return Observation(
+            torch.cat([part.state for part in parts]),
+            torch.cat([part.text for part in parts]),
+            {name: torch.cat([part.images[name] for part in parts]) for name in parts[0].images},
+            {name: torch.cat([part.present[name] for part in parts]) for name in parts[0].present},
+        )
 
 
 @dataclass(frozen=True)
@@ -52,10 +66,11 @@ class Policy(Protocol):
         self,
         observation: Observation,
         actions: Float[Tensor, "batch chunk_len action_dim"],
-        is_pad: Bool[Tensor, "batch chunk_len"],
+        counts: Bool[Tensor, "batch chunk_len action_dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        """The training loss; steps marked `is_pad` lie past the end of their episode and do not count."""
+        """The training loss over the numbers that count: the others lie past the end of their episode, or belong to a
+        joint that the robot has not."""
         ...
 
     def sample(

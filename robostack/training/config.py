@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from robostack.policies.processor import Scaling
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Data, optimiser and run."""
 
-    data: Path
-    """Data set to train on."""
+    data: tuple[Path, ...]
+    """Data set to train on, or several."""
     out: Path
     """Folder of the run; must not exist yet."""
     observe: tuple[str, ...] = ()
-    """Observation features the policy sees; all of the data set when none is named."""
+    """Observation features the policy sees; all of the data sets when none is named."""
+    weights: tuple[float, ...] = ()
+    """Share of each data set in a batch, up to a factor; by default their numbers of frames."""
+    robots: tuple[str, ...] = ()
+    """Robot of each data set; by default as they record it. Data sets of one robot share statistics."""
+    rate: float | None = None
+    """Actions a second, to which actions of other data sets are interpolated; by default that of the data."""
+    scaling: Scaling = field(default_factory=Scaling)
     frame_stride: int = 1
-    """Every n-th frame starts a training window; for images, whose neighbours hardly differ and fill the memory."""
+    """Every n-th frame starts a training window; fewer windows keep more of the images in the page cache."""
     steps: int = 3000
     batch: int = 128
     learning_rate: float = 1e-3
@@ -42,5 +53,22 @@ class TrainConfig:
         for name in ("frame_stride", "steps", "batch", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.data:
+            raise ValueError("data must name at least one data set")
+        if self.rate is not None and self.rate <= 0:
+            raise ValueError(f"rate must be positive, got {self.rate}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> TrainConfig:
+        """The settings a checkpoint keeps; raises TypeError where one is missing or unknown."""
+        scaling = values["scaling"]
+        return TrainConfig(
+            **{
+                **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()},
+                "data": tuple(Path(path) for path in values["data"]),
+                "out": Path(values["out"]),
+                "scaling": Scaling(**{**scaling, "absolute_entries": tuple(scaling["absolute_entries"])}),
+            }
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robostack.datasets.mixture import Mixture, name_robots
 from robostack.datasets.store import EpisodeStore
-from robostack.datasets.windows import WindowSampler
+from robostack.datasets.windows import Windows, WindowSampler
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, load_strictly
 from robostack.policies.processor import Processor
 from robostack.provenance import describe_run
@@ -79,6 +80,39 @@ class TrainingState:
         self.step = checkpoint.step
 
 
+@dataclass(frozen=True)
+class Source:
+    """The data sets of a run, as the stream of batches that it trains on."""
+
+    stores: Sequence[EpisodeStore]
+    robots: Sequence[str]
+    mixture: Mixture
+
+    @staticmethod
+    def of(stores: Sequence[EpisodeStore], processor: Processor, chunk_len: int, train: TrainConfig) -> Source:
+        """Raises DataError when a data set has no window, or lacks what its robot observes."""
+        robots = name_robots(stores, (*processor.keys, "action"), train.robots)
+        samplers = [
+            WindowSampler(store, processor.keys_of(robot), chunk_len, train.frame_stride, processor.rate)
+            for store, robot in zip(stores, robots, strict=True)
+        ]
+        return Source(stores, robots, Mixture(samplers, train.weights))
+
+    def draw(self, batch: int, rng: np.random.Generator) -> list[tuple[str, Windows, list[str]]]:
+        """(robot, windows, task texts) for each data set that has a share in the batch."""
+        return [
+            (self.robots[part.source], part.windows, [self.stores[part.source].tasks[i] for i in part.windows.task])
+            for part in self.mixture.draw(batch, rng)
+        ]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What the checkpoint says of its data, and a resumed run compares."""
+        return [
+            {"path": str(s.path), "episodes": s.episodes, "frames": s.frames, "seeds": s.provenance.get("seeds")}
+            for s in self.stores
+        ]
+
+
 def train(
     policy_name: str, policy_config: Any, train: TrainConfig, report: Callable[[Report], None] = lambda _: None
 ) -> Path:
@@ -88,14 +122,13 @@ def train(
     """
     if train.out.exists():
         raise FileExistsError(f"{train.out} already exists: choose another folder, or continue it with --resume")
-    store = EpisodeStore(train.data)
-    processor = Processor.of(store, train.observe)
-    sampler = WindowSampler(store, processor.observation_keys, policy_config.chunk_len, train.frame_stride)
-    data = {"path": str(train.data), "episodes": store.episodes, "seeds": store.provenance.get("seeds")}
-    training = {"config": _plain(train), "data": data, **describe_run()}
+    stores = [EpisodeStore(path) for path in train.data]
+    processor = Processor.of(stores, policy_config.chunk_len, train.observe, train.robots, train.rate, train.scaling)
+    source = Source.of(stores, processor, policy_config.chunk_len, train)
+    training = {"config": _plain(train), "data": source.describe(), **describe_run()}
     checkpoint = Checkpoint(train.out, policy_name, policy_config, processor, 0, training)
     train.out.mkdir(parents=True)
-    return _run(checkpoint, None, train, store, sampler, report)
+    return _run(checkpoint, None, train, source, report)
 
 
 def resume(run: Path, policy_name: str | None = None, report: Callable[[Report], None] = lambda _: None) -> Path:
@@ -106,27 +139,19 @@ def resume(run: Path, policy_name: str | None = None, report: Callable[[Report],
     checkpoint = Checkpoint.read(run)
     if policy_name is not None and checkpoint.policy != policy_name:
         raise CheckpointError(f"{run} is a run of {checkpoint.policy}, expected {policy_name}: name that policy")
-    config = checkpoint.training["config"]
-    train = TrainConfig(
-        **{**config, "data": Path(config["data"]), "out": Path(run), "observe": tuple(config["observe"])}
-    )
-    store = EpisodeStore(train.data)
-    sampler = WindowSampler(
-        store, checkpoint.processor.observation_keys, checkpoint.config.chunk_len, train.frame_stride
-    )
-    if (then := checkpoint.training["data"]["episodes"]) != store.episodes:
-        raise CheckpointError(
-            f"{run} was trained on {then} episodes, {train.data} now has {store.episodes}: restore it"
-        )
-    return _run(checkpoint, checkpoint, train, store, sampler, report)
+    train = TrainConfig.from_json({**checkpoint.training["config"], "out": str(run)})
+    stores = [EpisodeStore(path) for path in train.data]
+    source = Source.of(stores, checkpoint.processor, checkpoint.config.chunk_len, train)
+    if (then := checkpoint.training["data"]) != (now := source.describe()):
+        raise CheckpointError(f"{run} was trained on {_differing(then, now)}: restore it")
+    return _run(checkpoint, checkpoint, train, source, report)
 
 
 def _run(
     checkpoint: Checkpoint,
     start: Checkpoint | None,
     train: TrainConfig,
-    store: EpisodeStore,
-    sampler: WindowSampler,
+    source: Source,
     report: Callable[[Report], None],
 ) -> Path:
     if train.threads:
@@ -143,12 +168,8 @@ def _run(
         while state.step < train.steps:
             begun = time.perf_counter()
             rng = np.random.default_rng([train.seed, state.step])
-            windows = sampler.draw(train.batch, rng)
-            observation = checkpoint.processor.observe(
-                windows.observation, [store.tasks[task] for task in windows.task], device
-            )
-            actions = checkpoint.processor.normalize_actions(windows.action, device)
-            is_pad = torch.from_numpy(windows.is_pad).to(device)
+            parts = source.draw(train.batch, rng)
+            observation, actions, counts = checkpoint.processor.training_batch(parts, device)
             generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
             waited += time.perf_counter() - begun
 
@@ -156,7 +177,7 @@ def _run(
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             with _precision(device):
-                loss = policy.loss(observation, actions, is_pad, generator)  # pyright: ignore[reportCallIssue]
+                loss = policy.loss(observation, actions, counts, generator)  # pyright: ignore[reportCallIssue]
             loss.backward()
             norm = nn.utils.clip_grad_norm_(policy.parameters(), train.gradient_clip)
             state.optimizer.step()
@@ -205,6 +226,14 @@ def _device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch sees no GPU: take --device auto")
     return name
+
+
+def _differing(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
+    """The first data set that is not what it was, in words."""
+    for old, new in zip(then, now, strict=True):
+        if old != new:
+            return f"{old['episodes']} episodes of {old['path']}, which now has {new['episodes']}"
+    raise AssertionError("the two are equal")
 
 
 def _plain(train: TrainConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from robostack.datasets import statistics
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.normalize import Normalizer
-from robostack.datasets.statistics import SMALLEST_SCALE, Statistics, of_column, of_relative_actions
+from robostack.datasets.statistics import SMALLEST_SCALE, Statistics, of_columns, of_relative_actions
 from robostack.datasets.store import CHUNK_LEN, EpisodeStore, EpisodeWriter
 
 
@@ -61,7 +61,7 @@ def relative_one_by_one(episodes: list[tuple[np.ndarray, np.ndarray]], chunk_len
 def test_relative_actions_are_those_of_every_window(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     episodes = [(rng.normal(size=(n, 2)), rng.normal(size=(n, 2))) for n in (9, 3, 14)]
-    found = of_relative_actions(lambda i: episodes[i], [9, 3, 14], chunk_len=5)
+    found = of_relative_actions([(lambda i: episodes[i], [9, 3]), (lambda i: episodes[2], [14])], chunk_len=5)
     rows = relative_one_by_one(episodes, 5)
     np.testing.assert_allclose(found.mean, rows.mean(0), atol=1e-12)
     np.testing.assert_allclose(found.std, rows.std(0), atol=1e-12)
@@ -69,7 +69,7 @@ def test_relative_actions_are_those_of_every_window(monkeypatch: pytest.MonkeyPa
     assert found.count == len(rows)
 
     monkeypatch.setattr(statistics, "RELATIVE_ROWS", 40)
-    sampled = of_relative_actions(lambda i: episodes[i], [9, 3, 14], chunk_len=5)
+    sampled = of_relative_actions([(lambda i: episodes[i], [9, 3]), (lambda i: episodes[2], [14])], chunk_len=5)
     assert sampled.count == sampled.quantile_rows < 60  # and it says so
 
 
@@ -156,7 +156,7 @@ def test_a_joint_that_hardly_moves_is_named_and_not_blown_up(normalization) -> N
 
 def test_statistics_are_exact() -> None:
     rows = np.arange(12, dtype=np.float32).reshape(6, 2)
-    found = of_column(lambda a, b: rows[a:b], 6)
+    found = of_columns([(lambda a, b: rows[a:b], 2), (lambda a, b: rows[2:][a:b], 4)])
     assert found.mean == (5.0, 6.0) and found.min == (0.0, 1.0) and found.max == (10.0, 11.0)
     assert found.std == pytest.approx((np.sqrt(35 / 3),) * 2)
     assert replace(found, count=0) != found

@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A barely trained policy: its arms wander, so that every difference would show."""
     folder = tmp_path_factory.mktemp("evaluate")
     collect(CollectConfig(ENV, folder / "data", episodes=2, workers=1))
-    config = TrainConfig(folder / "data", folder / "run", steps=4, batch=8, log_every=2, threads=1)
+    config = TrainConfig((folder / "data",), folder / "run", steps=4, batch=8, log_every=2, threads=1)
     return train("pi0", POLICY, config)
 
 

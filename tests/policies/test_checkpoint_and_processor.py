@@ -10,18 +10,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import write, write_reaching_data
 
-from robostack.datasets.episodes import DataError
-from robostack.datasets.store import EpisodeStore
+from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.store import EpisodeStore, EpisodeWriter
+from robostack.datasets.windows import WindowSampler
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
-from robostack.policies.processor import Processor
+from robostack.policies.processor import Processor, Scaling
 
 CONFIG = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=16, prefix_width=16, depth=1, heads=2)
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Checkpoint:
-    processor = Processor.of(EpisodeStore(write_reaching_data(tmp_path / "data")))
+    processor = Processor.of([EpisodeStore(write_reaching_data(tmp_path / "data"))], CONFIG.chunk_len)
     folder = tmp_path / "run" / "checkpoints" / "step-00000007"
     checkpoint = Checkpoint(folder, "pi0", CONFIG, processor, 7, {"data": {}})
     weights = checkpoint.build().state_dict()
@@ -87,16 +88,17 @@ def test_a_save_that_was_killed_is_not_a_checkpoint(saved: Checkpoint) -> None:
 def test_state_keys_are_joined_and_images_pass_untouched(tmp_path: Path) -> None:
     write(tmp_path / "data", [9, 8])
     store = EpisodeStore(tmp_path / "data")
-    processor = Processor.of(store)
-    assert processor.observation_keys == ("observation.state", "observation.images.top")
+    processor = Processor.of([store], 4)
+    assert processor.keys == ("observation.state", "observation.images.top")
     assert processor.interface.cameras == {"top": (6, 5)}
-    rows = {key: store.read(key, 0, 3) for key in processor.observation_keys}
-    observation = processor.observe(rows, ["task 0", "task 1", "task 0"])
+    rows = {key: store.read(key, 0, 3) for key in processor.keys}
+    observation = processor.observe(rows, ["task 0", "task 1", "task 0"], "robot")
     assert np.array_equal(observation.images["top"].numpy(), rows["observation.images.top"])
     state = store.read("observation.state")
     np.testing.assert_allclose(observation.state, (rows["observation.state"] - state.mean(0)) / state.std(0), atol=1e-5)
     actions = store.read("action", 0, 4)[None]
-    np.testing.assert_allclose(processor.denormalize_actions(processor.normalize_actions(actions)), actions, atol=1e-5)
+    unit = processor.normalize_actions(actions, rows, "robot")
+    np.testing.assert_allclose(processor.denormalize_actions(unit, rows, "robot"), actions, atol=1e-5)
     assert Processor.from_json(json.loads(json.dumps(processor.to_json()))) == processor
 
 
@@ -104,19 +106,50 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     write(tmp_path / "data", [9])
     store = EpisodeStore(tmp_path / "data")
     with pytest.raises(DataError, match=r"lacks observation\.depth"):
-        Processor.of(store, ["observation.depth"])
+        Processor.of([store], 4, ["observation.depth"])
     with pytest.raises(DataError, match="expected a state to observe"):
-        Processor.of(store, ["observation.images.top"])
-    processor = Processor.of(store)
-    rows = {key: store.read(key, 0, 1) for key in processor.observation_keys}
+        Processor.of([store], 4, ["observation.images.top"])
+    processor = Processor.of([store], 4)
+    rows = {key: store.read(key, 0, 1) for key in processor.keys}
     with pytest.raises(DataError, match=r"the policy observes observation\.images\.top"):
-        processor.observe({"observation.state": rows["observation.state"]}, ["task 0"])
+        processor.observe({"observation.state": rows["observation.state"]}, ["task 0"], "robot")
     with pytest.raises(DataError, match="expected shape"):
-        processor.observe({**rows, "observation.state": np.zeros((1, 4), np.float32)}, ["task 0"])
+        processor.observe({**rows, "observation.state": np.zeros((1, 4), np.float32)}, ["task 0"], "robot")
     with pytest.raises(DataError, match="not finite"):
-        processor.observe({**rows, "observation.state": np.full((1, 3), np.nan, np.float32)}, ["task 0"])
+        processor.observe({**rows, "observation.state": np.full((1, 3), np.nan, np.float32)}, ["task 0"], "robot")
     with pytest.raises(ValueError, match="dance"):
-        processor.observe(rows, ["dance"])
-    incomplete = dataclasses.replace(processor, statistics={"action": processor.statistics["action"]})
-    with pytest.raises((DataError, KeyError)):
-        incomplete.observe(rows, ["task 0"])
+        processor.observe(rows, ["dance"], "robot")
+    robot = processor.robots["robot"]
+    robot = dataclasses.replace(robot, statistics={"action": robot.statistics["action"]})
+    incomplete = dataclasses.replace(processor, robots={"robot": robot})
+    with pytest.raises(DataError, match=r"statistics of observation\.state of robot are missing"):
+        incomplete.observe(rows, ["task 0"], "robot")
+
+
+def test_relative_actions_are_those_of_the_chunk_less_the_state(tmp_path: Path) -> None:
+    features = {"observation.state": Feature((2,), "float32", ("wrist", "gripper"))}
+    features["action"] = features["observation.state"]
+    writer, rng = EpisodeWriter(tmp_path / "data", features, fps=10), np.random.default_rng(0)
+    for length in (9, 12):
+        writer.append({key: rng.normal(size=(length, 2)).astype(np.float32) for key in features}, "turn")
+    writer.finish()
+    store = EpisodeStore(tmp_path / "data")
+    scaling = Scaling("quantiles", relative_actions=True, absolute_entries=("gripper",))
+    processor = Processor.of([store], chunk_len=3, scaling=scaling)
+    robot = processor.robots["robot"]
+    relative, absolute = store.relative_statistics(3), store.statistics()["action"]
+    assert robot.relative == (True, False)
+    assert robot.statistics["action"].q99 == (relative.q99[0], absolute.q99[1])
+
+    windows = WindowSampler(store, processor.keys_of("robot"), chunk_len=3).gather(np.arange(5))
+    unit = processor.normalize_actions(windows.action, windows.observation, "robot").numpy()
+    moved = windows.action - windows.observation["observation.state"][:, None] * np.array([1, 0], np.float32)
+    low, high = np.array(robot.statistics["action"].q01), np.array(robot.statistics["action"].q99)
+    np.testing.assert_allclose(unit, 2 * (moved - low) / (high - low) - 1, atol=1e-5)
+    back = processor.denormalize_actions(torch.from_numpy(unit), windows.observation, "robot")
+    np.testing.assert_allclose(back, windows.action, atol=1e-5)
+    assert Processor.from_json(json.loads(json.dumps(processor.to_json()))) == processor
+    with pytest.raises(DataError, match=r"the action has no entry thumb: it has wrist, gripper"):
+        Processor.of([store], 3, scaling=Scaling(relative_actions=True, absolute_entries=("thumb",)))
+    with pytest.raises(DataError, match=r"relative actions need observation\.state, got only action"):
+        processor.normalize_actions(windows.action, {"action": windows.action}, "robot")

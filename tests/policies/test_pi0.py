@@ -39,12 +39,14 @@ def make_observation(batch: int, cameras: dict[str, tuple[int, int]] | None = No
         name: torch.randint(0, 256, (batch, *size, 3), generator=g, dtype=torch.uint8)
         for name, size in (cameras or {}).items()
     }
-    return Observation(torch.randn(batch, 5, generator=g), text, images)
+    present = {name: torch.ones(batch, dtype=torch.bool) for name in images}
+    return Observation(torch.randn(batch, 5, generator=g), text, images, present)
 
 
 def rows(observation: Observation, index: slice) -> Observation:
     images = {name: frames[index] for name, frames in observation.images.items()}
-    return Observation(observation.state[index], observation.text[index], images)
+    present = {name: has[index] for name, has in observation.present.items()}
+    return Observation(observation.state[index], observation.text[index], images, present)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -98,15 +100,16 @@ def test_words_past_the_end_of_a_task_change_nothing() -> None:
 
 def test_padded_actions_do_not_count() -> None:
     policy, observation = make_policy(), make_observation(4)
-    actions, is_pad = torch.randn(4, 6, 3), torch.zeros(4, 6, dtype=torch.bool)
-    is_pad[1, 4:] = True
+    actions, counts = torch.randn(4, 6, 3), torch.ones(4, 6, 3, dtype=torch.bool)
+    counts[1, 4:] = False
+    counts[2, :, 1] = False  # a joint that this robot has not
     # Two actions share a token and tokens see each other, so padding is input; only its error must not count.
-    point = policy.loss(observation, actions, is_pad, seeded())
+    point = policy.loss(observation, actions, counts, seeded())
     noise = torch.randn(actions.shape, generator=(g := seeded()))
     t = torch.rand(4, generator=g)
     sample = policy.path.sample(noise, actions, t)
     predicted = policy.predict(policy.encode_prefix(observation), observation.state, sample.x_t, t)
-    torch.testing.assert_close(point, (predicted - actions)[~is_pad].square().mean())
+    torch.testing.assert_close(point, (predicted - actions)[counts].square().mean())
 
 
 def test_velocity_loss_weighs_the_data_error() -> None:
@@ -114,7 +117,7 @@ def test_velocity_loss_weighs_the_data_error() -> None:
     config = dataclasses.replace(SMALL, loss="velocity", smallest_sigma=1e-3)
     policy, observation = make_policy(config), make_observation(4)
     actions = torch.randn(4, 6, 3)
-    loss = policy.loss(observation, actions, torch.zeros(4, 6, dtype=torch.bool), seeded())
+    loss = policy.loss(observation, actions, torch.ones(4, 6, 3, dtype=torch.bool), seeded())
     noise, t = torch.randn(actions.shape, generator=(g := seeded())), torch.rand(4, generator=g)
     sample = policy.path.sample(noise, actions, t)
     error = policy.predict(policy.encode_prefix(observation), observation.state, sample.x_t, t) - actions
@@ -131,13 +134,15 @@ def test_it_learns_two_modes_that_the_state_selects(prediction: str) -> None:
     for _ in range(200):
         state = torch.randn(64, 5, generator=generator)
         actions = state[:, None, :1].sign() * torch.linspace(0.5, 1.0, 6)[None, :, None].expand(64, 6, 3)
-        loss = policy.loss(Observation(state, text, {}), actions, torch.zeros(64, 6, dtype=torch.bool), generator)
+        loss = policy.loss(
+            Observation(state, text, {}, {}), actions, torch.ones_like(actions, dtype=torch.bool), generator
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     state = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0]])
     with torch.inference_mode():
-        sampled = policy.sample(Observation(state, text[:2], {}), generator)
+        sampled = policy.sample(Observation(state, text[:2], {}, {}), generator)
     expected = torch.tensor([1.0, -1.0])[:, None, None] * torch.linspace(0.5, 1.0, 6)[None, :, None]
     assert (sampled - expected).abs().mean() < 0.2
 
@@ -168,7 +173,7 @@ def test_settings_that_contradict_each_other_are_refused(change: dict, message: 
 def test_noise_on_the_state_is_for_training_alone() -> None:
     noisy = make_policy(dataclasses.replace(SMALL, state_noise=0.5))
     plain, observation = make_policy(), make_observation(4)
-    actions, is_pad = torch.randn(4, 6, 3), torch.zeros(4, 6, dtype=torch.bool)
-    losses = [policy.loss(observation, actions, is_pad, seeded()) for policy in (plain, noisy, noisy)]
+    actions, counts = torch.randn(4, 6, 3), torch.ones(4, 6, 3, dtype=torch.bool)
+    losses = [policy.loss(observation, actions, counts, seeded()) for policy in (plain, noisy, noisy)]
     assert losses[0] != losses[1] and losses[1] == losses[2]
     assert torch.equal(plain.sample(observation, seeded()), noisy.sample(observation, seeded()))

@@ -20,6 +20,7 @@ from support import write_reaching_data
 from robostack.datasets.store import EpisodeStore
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
+from robostack.policies.processor import Scaling
 from robostack.training.config import TrainConfig
 from robostack.training.log import read_log
 from robostack.training.trainer import TrainingError, resume, schedule, train
@@ -31,7 +32,7 @@ def settings(tmp_path: Path, **changes) -> TrainConfig:
     data = tmp_path / "data"
     if not data.exists():
         write_reaching_data(data)
-    base = TrainConfig(data, tmp_path / "run", steps=40, batch=16, warmup_steps=5, log_every=5, checkpoint_every=20)
+    base = TrainConfig((data,), tmp_path / "run", steps=40, batch=16, warmup_steps=5, log_every=5, checkpoint_every=20)
     return dataclasses.replace(base, threads=1, **changes)
 
 
@@ -65,7 +66,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     run = tmp_path / "killed"
     process = subprocess.Popen(
         # A pause at step 30, past the checkpoint of step 20, so that the kill falls where it is wanted.
-        [sys.executable, "-c", PAUSED, "train", "pi0", "--data", str(whole.data), "--out", str(run), *arguments],
+        [sys.executable, "-c", PAUSED, "train", "pi0", "--data", str(whole.data[0]), "--out", str(run), *arguments],
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
@@ -131,7 +132,8 @@ def test_the_loss_falls_and_everything_is_logged(tmp_path: Path) -> None:
     assert all(0 <= line["data_wait"] < 1 for line in log)
     assert any((config.out / "tensorboard").iterdir())
     training = Checkpoint.read(config.out).training
-    assert training["data"] == {"path": str(config.data), "episodes": 8, "seeds": [0, 7]} and training["commit"]
+    data = {"path": str(config.data[0]), "episodes": 8, "frames": 192, "seeds": [0, 7]}
+    assert training["data"] == [data] and training["commit"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
 def test_data_is_checked_before_anything_is_written(tmp_path: Path) -> None:
     config = settings(tmp_path)
     for change, message in (
-        ({"data": tmp_path / "nowhere"}, "not a robostack data set"),
+        ({"data": (tmp_path / "nowhere",)}, "not a robostack data set"),
         ({"observe": ("observation.images.top",)}, "lacks observation.images.top"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -171,4 +173,40 @@ def test_data_is_checked_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="too few frames for a chunk of 40"):
         train("pi0", Pi0Config(), config)
     assert not config.out.exists()
-    assert json.dumps(EpisodeStore(config.data).provenance) and np.isfinite(EpisodeStore(config.data).fps)
+    store = EpisodeStore(config.data[0])
+    assert json.dumps(store.provenance) and np.isfinite(store.fps)
+
+
+def test_a_mixture_resumes_at_the_sample(tmp_path: Path) -> None:
+    write_reaching_data(tmp_path / "more", episodes=3, length=30)
+    both = (tmp_path / "data", tmp_path / "more")
+    mixed = settings(tmp_path, data=both, weights=(1.0, 2.0))
+    whole = dataclasses.replace(mixed, out=tmp_path / "whole")
+    train("pi0", POLICY, whole)
+
+    class Killed(Exception):
+        pass
+
+    def kill(report) -> None:
+        if report.step == 30:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train("pi0", POLICY, mixed, kill)
+    resume(mixed.out)
+    assert same(mixed.out, whole.out)
+    losses = [[(line["step"], line["loss"]) for line in read_log(folder)] for folder in (mixed.out, whole.out)]
+    assert losses[0] == losses[1]
+
+    other = settings(tmp_path, data=both, weights=(2.0, 1.0), out=tmp_path / "other")
+    train("pi0", POLICY, other)
+    assert not same(other.out, whole.out)
+    assert TrainConfig.from_json(Checkpoint.read(mixed.out).training["config"]) == mixed
+
+
+def test_every_scaling_trains_and_is_in_the_checkpoint(tmp_path: Path) -> None:
+    for normalization in ("min_max", "quantiles"):
+        config = settings(tmp_path, out=tmp_path / normalization, scaling=Scaling(normalization))
+        train("pi0", POLICY, config)
+        assert Checkpoint.read(config.out).processor.scaling.normalization == normalization
+        assert read_log(config.out)[-1]["loss"] < read_log(config.out)[0]["loss"]

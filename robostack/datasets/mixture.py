@@ -1,0 +1,120 @@
+"""Several data sets in one training run.
+
+Every sample of a batch is from data set i with probability weights[i], and uniform over its windows. Data sets of one
+robot share statistics; robots with other joints or cameras are laid into one action and one state vector by the names
+of their entries (see `Layout`), so that what one robot lacks is masked and not made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.statistics import Statistics, of_columns, of_relative_actions
+from robostack.datasets.store import EpisodeStore
+from robostack.datasets.windows import Windows, WindowSampler
+
+
+@dataclass(frozen=True)
+class Part:
+    """The windows of a batch that come from one data set."""
+
+    source: int
+    windows: Windows
+
+
+class Mixture:
+    """Draws batches from several samplers; `weights` need not sum to one, and are the samplers' sizes by default.
+
+    Raises DataError when the weights are not one a data set, or not positive.
+    """
+
+    def __init__(self, samplers: Sequence[WindowSampler], weights: Sequence[float] = ()) -> None:
+        weights = tuple(weights) or tuple(float(len(sampler)) for sampler in samplers)
+        if len(weights) != len(samplers) or not all(0 < weight < np.inf for weight in weights):
+            raise DataError(f"expected a positive weight for each of {len(samplers)} data sets, got {weights}")
+        self._samplers = tuple(samplers)
+        self.weights = np.asarray(weights) / sum(weights)
+
+    def draw(self, batch: int, rng: np.random.Generator) -> list[Part]:
+        """`batch` windows, the same for the same generator state, data set by data set; a data set that was not drawn
+        has no part."""
+        # One data set draws as it would alone.
+        counts = rng.multinomial(batch, self.weights).tolist() if len(self._samplers) > 1 else [batch]
+        return [Part(i, self._samplers[i].draw(count, rng)) for i, count in enumerate(counts) if count]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the entries of each robot's vector stand in the vector that all robots share."""
+
+    size: int
+    places: Mapping[str, tuple[int, ...]]
+    """Robot to the places of its entries, in their order."""
+
+    @staticmethod
+    def of(key: str, features: Mapping[str, Feature]) -> Layout:
+        """By name, in the order of first appearance, where every robot names its entries; else each from the front.
+
+        Args:
+            key: the feature, for messages.
+            features: robot to what the feature is for it; robots without it are left out.
+
+        Raises:
+            DataError: a feature is no vector, or names an entry twice.
+        """
+        for robot, feature in features.items():
+            if len(feature.shape) != 1:
+                raise DataError(f"{key} of {robot}: expected a vector, got shape {feature.shape}: leave it out")
+            if len(set(feature.names)) != len(feature.names) or len(feature.names) not in (0, *feature.shape):
+                raise DataError(
+                    f"{key} of {robot}: expected {feature.shape[0]} different names or none, got {feature.names}"
+                )
+        if all(feature.names for feature in features.values()):
+            names = list(dict.fromkeys(name for feature in features.values() for name in feature.names))
+            places = {robot: tuple(map(names.index, feature.names)) for robot, feature in features.items()}
+            return Layout(len(names), places)
+        sizes = {robot: feature.shape[0] for robot, feature in features.items()}
+        return Layout(max(sizes.values()), {robot: tuple(range(size)) for robot, size in sizes.items()})
+
+
+def name_robots(stores: Sequence[EpisodeStore], keys: Sequence[str], names: Sequence[str] = ()) -> tuple[str, ...]:
+    """The robot of each data set: as named, else as recorded, else "robot". Raises DataError when data sets of one
+    robot differ in one of the features `keys`."""
+    if names and len(names) != len(stores):
+        raise DataError(f"expected a robot for each of {len(stores)} data sets, got {', '.join(names)}")
+    robots = tuple(names) or tuple(store.robot or "robot" for store in stores)
+    first: dict[str, EpisodeStore] = {}
+    for store, robot in zip(stores, robots, strict=True):
+        known = first.setdefault(robot, store)
+        for key in keys:
+            one, other = known.features.get(key), store.features.get(key)
+            if (one is None) != (other is None) or (
+                one and other and (one.shape, one.names) != (other.shape, other.names)
+            ):
+                raise DataError(
+                    f"{known.path} and {store.path} are both of the robot {robot!r} and differ in {key}: leave it out "
+                    "with --observe, or tell them apart with --robots"
+                )
+    return robots
+
+
+def pooled_statistics(stores: Sequence[EpisodeStore]) -> dict[str, Statistics]:
+    """Statistics of data sets of one robot together, those of all their frames; of what all of them have."""
+    if len(stores) == 1:
+        return stores[0].statistics()
+    keys = [key for key in stores[0].statistics() if all(key in store.features for store in stores)]
+    return {key: of_columns([(partial(store.read, key), store.frames) for store in stores]) for key in keys}
+
+
+def pooled_relative_statistics(stores: Sequence[EpisodeStore], chunk_len: int) -> Statistics:
+    """The same for actions relative to the state. Raises DataError when they cannot be taken from it."""
+    if problems := [problem for store in stores if (problem := store.why_not_relative())]:
+        raise DataError(problems[0])
+    if len(stores) == 1:
+        return stores[0].relative_statistics(chunk_len)
+    return of_relative_actions([(store.state_and_action, store.lengths.tolist()) for store in stores], chunk_len)
