@@ -79,15 +79,29 @@ class EpisodeReader(Protocol):
     """A data set in some format. Opening raises DataError when the whole of it is unusable; what is wrong with one
     episode is told, with the episode's number, when that episode is read, and the others stay readable."""
 
-    path: Path
-    format: str
-    """For people, such as "LeRobot v3.0"."""
-    fps: float | None
-    """Frames a second; None where the format does not record it."""
-    robot: str | None
-    """Kind of robot, such as "aloha"; None where it is not recorded."""
-    features: Mapping[str, Feature]
-    provenance: Mapping[str, Any]
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def format(self) -> str:
+        """For people, such as "LeRobot v3.0"."""
+        ...
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second; None where the format does not record it."""
+        ...
+
+    @property
+    def robot(self) -> str | None:
+        """Kind of robot, such as "aloha"; None where it is not recorded."""
+        ...
+
+    @property
+    def features(self) -> Mapping[str, Feature]: ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
 
     @property
     def episodes(self) -> int: ...

@@ -125,7 +125,7 @@ def _is_robostack(path: Path) -> bool:
 def _read_robostack(path: Path, drop: Sequence[str]) -> EpisodeReader:
     from robostack.datasets.store import EpisodeStore
 
-    store: Any = EpisodeStore(path)  # Any: its attributes are narrower than the protocol's, which could be assigned
+    store = EpisodeStore(path)
     return _Without(store, drop) if drop else store
 
 
@@ -145,8 +145,7 @@ def _resume_robostack(path: Path) -> Appender:
 def _read_lerobot(path: Path, drop: Sequence[str]) -> EpisodeReader:
     from robostack.datasets.lerobot_reader import LeRobotReader
 
-    reader: Any = LeRobotReader(path, drop)  # as above
-    return reader
+    return LeRobotReader(path, drop)
 
 
 def _create_lerobot(path: Path, recording: Recording, images: Any) -> Appender:

@@ -38,7 +38,7 @@ from robostack.datasets.findings import (
     entry_unit,
     problem_at,
 )
-from robostack.datasets.statistics import SMALLEST_SCALE
+from robostack.datasets.statistics import SMALLEST_SCALE, Accumulator
 
 ANGLES = {"rad": 1.0, "radian": 1.0, "radians": 1.0, "deg": math.pi / 180, "degree": math.pi / 180}
 ANGLES |= {"degrees": ANGLES["deg"]}
@@ -90,50 +90,29 @@ def inspect(
 
 
 class _Running:
-    """Figures, largest steps and evenly spread rows of one feature, added to episode by episode."""
+    """Figures and largest steps of one feature, added to episode by episode."""
 
     def __init__(self, feature: Feature, max_step: Float[np.ndarray, " entries"]) -> None:
         entries = len(max_step)
-        self.count = np.zeros(entries, np.int64)
-        self.mean, self.squares = np.zeros(entries), np.zeros(entries)
-        self.low, self.high = np.full(entries, np.inf), np.full(entries, -np.inf)
+        self.figures = Accumulator(entries, ROWS_KEPT)
         self.max_step = max_step
         self.step_sum, self.step_count = np.zeros(entries), np.zeros(entries, np.int64)
         self.steps: list[list[tuple[float, int, int]]] = [[] for _ in range(entries)]
         self.values: list[np.ndarray | None] = [np.empty(0)] * entries
-        self.rows: list[np.ndarray] = []
-        self.stride, self.seen = 1, 0
 
     @np.errstate(over="ignore", invalid="ignore")
     def add(self, episode: int, rows: Float[np.ndarray, "frames entries"]) -> None:
         """Rows of one more episode; values that are not finite are left out."""
-        known = np.isfinite(rows)
-        count = known.sum(0)
-        values = np.where(known, rows, 0.0)
-        mean = values.sum(0) / np.maximum(count, 1)
-        squares = (np.where(known, rows - mean, 0.0) ** 2).sum(0)
-        # Chan's update joins the moments of two sets; sums of squares would lose digits far from zero.
-        total = np.maximum(self.count + count, 1)
-        shift = mean - self.mean
-        self.squares += squares + shift**2 * self.count * count / total
-        self.mean += shift * count / total
-        self.count += count
-        self.low = np.minimum(self.low, np.where(known, rows, np.inf).min(0))
-        self.high = np.maximum(self.high, np.where(known, rows, -np.inf).max(0))
-        self._add_steps(episode, np.abs(np.diff(np.where(known, rows, np.nan), axis=0)))
+        self.figures.add(rows)
+        self._add_steps(episode, np.abs(np.diff(np.where(np.isfinite(rows), rows, np.nan), axis=0)))
         self._add_values(rows)
-        self._add_rows(rows)
-
-    @property
-    def std(self) -> np.ndarray:
-        return np.sqrt(self.squares / np.maximum(self.count, 1))
 
     def _add_steps(self, episode: int, steps: np.ndarray) -> None:
         known = np.isfinite(steps)
         self.step_sum += np.where(known, steps, 0.0).sum(0)
         self.step_count += known.sum(0)
         # The range so far is at most the whole range: what is left out here is no jump at the end either.
-        limits = np.where(np.isinf(self.max_step), (self.high - self.low) / 2, self.max_step)
+        limits = np.where(np.isinf(self.max_step), (self.figures.max - self.figures.min) / 2, self.max_step)
         for entry in np.flatnonzero((steps > limits).any(0)):
             places = np.flatnonzero(steps[:, entry] > limits[entry])
             found = [(float(steps[place, entry]), episode, int(place) + 1) for place in places]
@@ -145,14 +124,6 @@ class _Running:
             if values is not None:
                 values = np.union1d(values, rows[:, entry])
                 self.values[entry] = values if len(values) <= FEW_VALUES else None
-
-    def _add_rows(self, rows: np.ndarray) -> None:
-        kept = rows[-self.seen % self.stride :: self.stride]
-        self.seen += len(rows)
-        if len(kept):
-            self.rows.append(kept.copy())
-        while -(-self.seen // self.stride) > ROWS_KEPT:
-            self.rows, self.stride = [np.concatenate(self.rows)[::2].copy()], self.stride * 2
 
 
 class _Survey:
@@ -278,7 +249,9 @@ class _Survey:
         summaries = []
         for key, feature in self.reader.features.items():
             running = self.running.get(key)
-            summaries.append(FeatureSummary(key, feature, () if running is None else _figures(feature, running)))
+            summaries.append(
+                FeatureSummary(key, feature, () if running is None else _figures(feature, running.figures))
+            )
             if running is not None and key.startswith(("observation", "action")):
                 self._judge(key, feature, running)
         self._judge_lengths()
@@ -299,25 +272,26 @@ class _Survey:
             tasks=dict(self.tasks.most_common()),
             features=tuple(summaries),
             problems=tuple(sorted(problems, key=lambda problem: KINDS.index(problem.kind))),
-            rows={key: np.concatenate(running.rows) for key, running in self.running.items() if running.rows},
+            rows={key: running.figures.kept for key, running in self.running.items() if running.figures.rows},
             curves={key: tuple(curves) for key, curves in self.curves.items()},
             pictures=tuple(self.pictures),
         )
 
     def _judge(self, key: str, feature: Feature, running: _Running) -> None:
         """Finds entries that hardly vary and steps that are too large, now that the whole range is known."""
-        for entry in range(len(running.count)):
-            still = running.count[entry] > 0 and running.std[entry] < self.config.min_std
+        figures = running.figures
+        for entry in range(len(figures.count)):
+            still = figures.count[entry] > 0 and figures.std[entry] < self.config.min_std
             if still and feature.dtype != "bool":
-                kind = "constant" if running.low[entry] == running.high[entry] else "hardly varies"
-                self._place(kind, key, entry).worst = float(running.std[entry])
+                kind = "constant" if figures.min[entry] == figures.max[entry] else "hardly varies"
+                self._place(kind, key, entry).worst = float(figures.std[entry])
             limit = float(running.max_step[entry])
             if math.isinf(limit):
                 switches = running.values[entry] is not None or "gripper" in entry_name(feature, entry).lower()
-                if still or switches or running.count[entry] == 0:
+                if still or switches or figures.count[entry] == 0:
                     continue
                 mean_step = running.step_sum[entry] / max(running.step_count[entry], 1)
-                limit = max((running.high[entry] - running.low[entry]) / 2, 10 * mean_step)
+                limit = max((figures.max[entry] - figures.min[entry]) / 2, 10 * mean_step)
             for size, episode, frame in running.steps[entry]:
                 if size > limit:
                     self._place("jump", key, entry).add(episode, frame, size)
@@ -333,9 +307,9 @@ class _Survey:
                 self._place("short").add(episode, 0, -length)
 
 
-def _figures(feature: Feature, running: _Running) -> tuple[Entry, ...]:
+def _figures(feature: Feature, running: Accumulator) -> tuple[Entry, ...]:
     def entry(index: int) -> Entry:
-        columns = (running.low, running.high, running.mean, running.std)
+        columns = (running.min, running.max, running.mean, running.std)
         figures = [float(column[index]) if np.isfinite(column[index]) else None for column in columns]
         figures = figures if running.count[index] else [None] * 4
         return Entry(entry_name(feature, index), entry_unit(feature, index), *figures)

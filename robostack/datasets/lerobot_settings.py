@@ -28,6 +28,8 @@ CODECS: dict[str, Codec] = {
     # Lossless: RGB as it is.
     "libx264rgb": Codec("libx264rgb", "rgb24", {"crf": "0", "preset": "veryfast", "bf": "0"}, key_frames=2),
 }
+SMALLEST_AV1 = 32
+"""Pixels a side. The encoder ends the process (a division by zero) on frames of 24×24 and of 64 rows by 16 columns."""
 MEGABYTE = 1024**2
 DATA_FILE, VIDEO_FILE, ROW_GROUP = 100 * MEGABYTE, 200 * MEGABYTE, 64 * MEGABYTE
 """Sizes at which a new file or row group is begun; the first two are LeRobot's."""
@@ -69,6 +71,11 @@ def check_settings(settings: Settings) -> None:
             height, width, channels = feature.shape
             if channels != 3 or min(height, width) < 1:
                 raise DataError(f"{key}: expected images (height, width, 3), got {feature.shape}")
+            if settings.images == "video" and settings.codec == "libsvtav1" and min(height, width) < SMALLEST_AV1:
+                raise DataError(
+                    f"{key}: libsvtav1 needs at least {SMALLEST_AV1} pixels a side, got {(height, width)}: "
+                    "write images as png"
+                )
             if settings.images == "video" and CODECS[settings.codec].halves_colour and (height % 2 or width % 2):
                 raise DataError(
                     f"{key}: {settings.codec} needs an even height and width, got {(height, width)}: "

@@ -1,7 +1,7 @@
 """The statistics that LeRobot keeps of an episode and of a data set: min, max, mean, std, count and five quantiles.
 
-Of numbers they are exact, the quantiles interpolated between neighbours as numpy does. (LeRobot's own quantiles of a
-data set are means over its episodes.) Of pictures they come from a sample: of an episode of T frames, all up to 100,
+Of numbers they are those of `statistics`: exact, the quantiles up to 2²⁰ rows. (LeRobot's own quantiles of a data set
+are means over its episodes.) Of pictures they come from a sample: of an episode of T frames, all up to 100,
 else T^0.75 of them, evenly spaced; where a side has 300 pixels or more, only every nth row and column, so that about
 150 remain. These are LeRobot's own rules; of that sample they too are exact, since 256 counts a channel hold all of it.
 """
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
+from robostack.datasets.statistics import ROWS_AT_ONCE, Accumulator
+
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
 
@@ -20,15 +22,12 @@ STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
 def of_numbers(rows: np.ndarray) -> dict[str, list]:
     """Of rows (frames, ...), over all axes but the last, as LeRobot does; of (frames,), one number each."""
     values = rows.reshape(-1, rows.shape[-1] if rows.ndim > 1 else 1)
-    found: dict[str, list] = {name: [] for name in STATISTICS}
-    step = max(1, (1 << 23) // len(values))  # so many columns at once, so that their copy stays below 64 MB
-    for first in range(0, values.shape[1], step):
-        some = values[:, first : first + step].astype(np.float64)
-        parts = {"min": some.min(0), "max": some.max(0), "mean": some.mean(0), "std": some.std(0)}
-        parts |= dict(zip(QUANTILES, np.quantile(some, list(QUANTILES.values()), axis=0), strict=True))
-        for name, part in parts.items():
-            found[name] += part.tolist()
-    return {**found, "count": [len(rows)]}
+    figures = Accumulator(values.shape[1])
+    for first in range(0, len(values), ROWS_AT_ONCE):
+        figures.add(values[first : first + ROWS_AT_ONCE])
+    found = {name: getattr(figures, name).tolist() for name in ("min", "max", "mean", "std")}
+    quantiles = figures.quantiles(tuple(QUANTILES.values())).tolist()
+    return {**found, "count": [len(rows)], **dict(zip(QUANTILES, quantiles, strict=True))}
 
 
 def sampled(length: int) -> Bool[np.ndarray, " length"]:

@@ -235,7 +235,7 @@ def _png(frame: np.ndarray) -> bytes:
     from PIL import Image
 
     data = io.BytesIO()
-    Image.fromarray(frame).save(data, "png", compress_level=1)  # a fifth of the time for a tenth of the size
+    Image.fromarray(frame).save(data, "png", compress_level=1)  # 2.5 times as fast as 6, and a fifth larger
     return data.getvalue()
 
 

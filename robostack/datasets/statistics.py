@@ -1,7 +1,7 @@
 """Statistics of a feature, taken in one pass over its rows in bounded memory.
 
-Mean, deviation, minimum and maximum are exact (float64 sums). So are the 1 % and 99 % quantiles up to 2²⁰ rows; of
-more, they are those of every n-th row, where n keeps at least 2¹⁹: the rank of a quantile is then off by a standard
+Mean, deviation, minimum and maximum are exact (float64 sums). So are the quantiles up to 2²⁰ rows; of more, they are
+those of every n-th row, where n keeps at least 2¹⁹: the rank of the 1 % quantile is then off by a standard
 error of at most √(0.01 · 0.99 / 2¹⁹) = 0.00014 for rows in no particular order. `quantile_rows` says how many rows
 were used.
 """
@@ -24,7 +24,7 @@ SMALLEST_SCALE = 1e-2
 
 QUANTILE_ROWS = 1 << 20
 RELATIVE_ROWS = 1 << 22
-ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
@@ -67,52 +67,73 @@ class Statistics:
 
 
 class Accumulator:
-    """Takes `rows` rows in blocks and gives their statistics."""
+    """Figures of the entries of rows that come in blocks: `count`, `mean`, `std`, `min` and `max` of each, and of every
+    n-th row the quantiles; n doubles whenever more than `rows_kept` rows would be kept. Values that are not finite are
+    left out of all but the kept rows."""
 
-    def __init__(self, rows: int) -> None:
-        self._stride = -(-rows // QUANTILE_ROWS)
-        self._count, self._kept = 0, list[np.ndarray]()
-        self._sum = self._squares = self._shift = np.zeros(())
-        self._min, self._max = np.array(np.inf), np.array(-np.inf)
+    def __init__(self, entries: int, rows_kept: int | None = None) -> None:
+        self._rows_kept = rows_kept or QUANTILE_ROWS
+        self.count, self.mean, self._squares = np.zeros(entries, np.int64), np.zeros(entries), np.zeros(entries)
+        self.min, self.max = np.full(entries, np.inf), np.full(entries, -np.inf)
+        self.rows, self._stride = 0, 1
+        self._kept: list[np.ndarray] = []
 
+    @property
+    def std(self) -> np.ndarray:
+        return np.sqrt(self._squares / np.maximum(self.count, 1))
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Every n-th row, in order."""
+        return np.concatenate(self._kept) if self._kept else np.empty((0, len(self.count)))
+
+    def quantiles(self, levels: Sequence[float]) -> np.ndarray:
+        """(levels, entries), interpolated between the kept rows."""
+        kept = self.kept  # as float64 one entry at a time: all of them would double the memory
+        columns = [np.quantile(kept[:, i].astype(np.float64), levels) for i in range(kept.shape[1])]
+        return np.stack(columns, axis=1)
+
+    @np.errstate(over="ignore", invalid="ignore")
     def add(self, block: Shaped[np.ndarray, "rows entries"]) -> None:
         """Takes a block of rows in."""
-        if not len(block):
-            return
-        values = block.astype(np.float64)
-        if not self._count:
-            self._shift = values[0]  # sums around a value of the data: squares of large numbers cancel badly
-        moved = values - self._shift
-        self._sum = self._sum + moved.sum(0)
-        self._squares = self._squares + (moved * moved).sum(0)
-        self._min, self._max = np.minimum(self._min, values.min(0)), np.maximum(self._max, values.max(0))
-        self._kept.append(block[-self._count % self._stride :: self._stride].copy())
-        self._count += len(block)
+        known = np.isfinite(block)
+        values = np.where(known, block, 0).astype(np.float64)
+        count = known.sum(0)
+        mean = values.sum(0) / np.maximum(count, 1)
+        squares = (np.where(known, values - mean, 0.0) ** 2).sum(0)
+        # Chan's update joins the moments of two sets; sums of squares would lose digits far from zero.
+        total, shift = np.maximum(self.count + count, 1), mean - self.mean
+        self._squares += squares + shift**2 * self.count * count / total
+        self.mean += shift * count / total
+        self.count += count
+        self.min = np.minimum(self.min, np.where(known, block, np.inf).min(0, initial=np.inf))
+        self.max = np.maximum(self.max, np.where(known, block, -np.inf).max(0, initial=-np.inf))
+        self._kept.append(block[-self.rows % self._stride :: self._stride].copy())
+        self.rows += len(block)
+        while -(-self.rows // self._stride) > self._rows_kept:
+            self._kept, self._stride = [self.kept[::2].copy()], self._stride * 2
 
     def result(self) -> Statistics:
         """Raises DataError when there were no rows."""
-        if not self._count:
+        if not self.rows:
             raise DataError("there are no frames to take statistics of: the data set is empty")
-        mean = self._sum / self._count
-        kept = np.concatenate(self._kept)
-        quantiles = np.stack(
-            [np.quantile(kept[:, i].astype(np.float64), (0.01, 0.99)) for i in range(kept.shape[1])], axis=1
-        )
-        std = np.sqrt(np.maximum(self._squares / self._count - mean * mean, 0.0))
-        vectors = (mean + self._shift, std, self._min, self._max, quantiles[0], quantiles[1])
+        q01, q99 = self.quantiles((0.01, 0.99))
+        vectors = (self.mean, self.std, self.min, self.max, q01, q99)
         mean, std, low, high, q01, q99 = (tuple(vector.astype(float).tolist()) for vector in vectors)
-        return Statistics(mean, std, low, high, q01, q99, self._count, len(kept))
+        return Statistics(mean, std, low, high, q01, q99, self.rows, len(self.kept))
 
 
 def of_columns(columns: Sequence[tuple[Callable[[int, int], np.ndarray], int]]) -> Statistics:
     """Statistics of the rows of several columns together. A column is a function that gives its rows [start, stop),
     (stop - start, D) or (stop - start), and its number of rows."""
-    accumulator = Accumulator(sum(rows for _, rows in columns))
+    accumulator = None
     for read, rows in columns:
         for start in range(0, rows, ROWS_AT_ONCE):
             block = read(start, min(rows, start + ROWS_AT_ONCE))
-            accumulator.add(block.reshape(len(block), -1))
-    return accumulator.result()
+            block = block.reshape(len(block), -1)
+            accumulator = accumulator or Accumulator(block.shape[1])
+            accumulator.add(block)
+    return (accumulator or Accumulator(0)).result()
 
 
 def of_relative_actions(
@@ -127,13 +148,13 @@ def of_relative_actions(
     """
     lengths = [length for _, lengths in data_sets for length in lengths]
     stride = -(-sum(length * min(chunk_len, length) for length in lengths) // RELATIVE_ROWS)
-    total = sum(min(chunk_len, length - t) for length in lengths for t in range(0, length, stride))
-    accumulator = Accumulator(total)
+    accumulator = None
     for episode, lengths in data_sets:
         for i in range(len(lengths)):
             state, action = episode(i)
             t = np.arange(0, len(state), stride)
             steps = t[:, None] + np.arange(chunk_len)
             relative = action[np.minimum(steps, len(action) - 1)] - state[t][:, None]
+            accumulator = accumulator or Accumulator(action.shape[1])
             accumulator.add(relative[steps < len(action)])
-    return accumulator.result()
+    return (accumulator or Accumulator(0)).result()
