@@ -108,7 +108,7 @@ def pooled_statistics(stores: Sequence[EpisodeStore]) -> dict[str, Statistics]:
     if len(stores) == 1:
         return stores[0].statistics()
     keys = [key for key in stores[0].statistics() if all(key in store.features for store in stores)]
-    return {key: of_columns([(partial(store.read, key), store.frames) for store in stores]) for key in keys}
+    return {key: of_columns([(partial(store.read_finite, key), store.frames) for store in stores]) for key in keys}
 
 
 def pooled_relative_statistics(stores: Sequence[EpisodeStore], chunk_len: int) -> Statistics:

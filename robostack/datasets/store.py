@@ -217,6 +217,16 @@ class EpisodeStore:
         self.require([key])
         return self._rows[key].read(start, self.frames if stop is None else stop)
 
+    def read_finite(self, key: str, start: int, stop: int) -> np.ndarray:
+        """As `read`; raises DataError, naming episode and frame, for numbers that are not finite."""
+        rows = self.read(key, start, stop)
+        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+            frame = start + int(np.argwhere(~np.isfinite(rows))[0][0])
+            episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
+            where = f"in episode {episode} at frame {frame - int(self.episode_starts[episode])}"
+            raise DataError(f"{self.path}: {key} is not finite {where}: drop or repair it")
+        return rows
+
     def gather(self, key: str, frames: Int[np.ndarray, " batch"]) -> np.ndarray:
         """The rows of a feature at `frames`, (batch, *shape)."""
         return self.windows(key, frames, 1)[:, 0]
@@ -229,11 +239,6 @@ class EpisodeStore:
     def tasks_at(self, frames: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
         """Index of the task text of each frame."""
         return self._segment_task[np.searchsorted(self._segment_ends, frames, side="right")]
-
-    def locate(self, frame: int) -> tuple[int, int]:
-        """Episode of a frame, and its place in it."""
-        episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
-        return episode, frame - int(self.episode_starts[episode])
 
     def episode(self, index: int) -> dict[str, np.ndarray]:
         """All features of one episode, each (T, *shape)."""
@@ -261,7 +266,7 @@ class EpisodeStore:
         if self._statistics is not None:
             return {key: Statistics.from_json(values) for key, values in self._statistics["features"].items()}
         return {
-            key: of_columns([(partial(self.read, key), self.frames)])
+            key: of_columns([(partial(self.read_finite, key), self.frames)])
             for key, feature in self.features.items()
             if len(feature.shape) <= 1 and np.dtype(feature.dtype).kind in "fiu"
         }

@@ -91,16 +91,9 @@ class WindowSampler:
         observation = {key: store.gather(key, frames) for key in self._keys}
         for key, values in (("action", action), *observation.items()):
             if values.dtype.kind == "f" and not np.isfinite(values).all():
-                self._raise_not_finite(key, int(frames[np.argwhere(~np.isfinite(values))[0][0]]))
+                first = int(frames[np.argwhere(~np.isfinite(values))[0][0]])
+                store.read_finite(key, first, min(first + self._span, store.frames))
         return Windows(observation, action, is_pad, store.tasks_at(frames))
-
-    def _raise_not_finite(self, key: str, frame: int) -> None:
-        length = self._span if key == "action" else 1
-        bad = ~np.isfinite(self._store.read(key, frame, min(frame + length, self._store.frames)))
-        episode, at = self._store.locate(frame + int(np.argwhere(bad)[0][0]))
-        raise DataError(
-            f"{self._store.path}: {key} is not finite in episode {episode} at frame {at}: drop or repair it"
-        )
 
 
 def _interpolate(

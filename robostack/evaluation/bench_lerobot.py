@@ -43,7 +43,13 @@ class Loading:
         workers start, are not counted."""
         from torch.utils.data import DataLoader
 
-        iterator = iter(DataLoader(_dataset(self), batch, shuffle=True, num_workers=workers))
+        # Forked, as Linux does by default; but this process was spawned, and would spawn its own too, which import
+        # LeRobot anew for half a minute.
+        context = "fork" if workers else None
+        loader = DataLoader(
+            _dataset(self), batch, shuffle=True, num_workers=workers, multiprocessing_context=context
+        )
+        iterator = iter(loader)
         for _ in range(max(1, workers)):
             next(iterator)
         start = time.perf_counter()
