@@ -250,7 +250,7 @@ def demo(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """robostack bench WHAT: measurements, as JSON lines."""
-    benches: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {"env": _bench_env}
+    benches: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {"env": _bench_env, "data": _bench_data}
     what = Annotated[Positional[str], arg(help=f"What to measure: {', '.join(benches)}.")]
     settings = _parse("bench", make_dataclass("Bench", [("what", what), ("json", Json, False)]), arguments)
     if settings.what not in benches:
@@ -268,6 +268,12 @@ def _bench_env() -> Iterable[Mapping[str, Any]]:
     from robostack.evaluation.bench_env import bench_env
 
     return bench_env()
+
+
+def _bench_data() -> Iterable[Mapping[str, Any]]:
+    from robostack.evaluation.bench_data import bench_data
+
+    return bench_data(say=lambda line: console.print(line, style="dim", highlight=False))
 
 
 def doctor(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -46,9 +47,7 @@ class Loading:
         # Forked, as Linux does by default; but this process was spawned, and would spawn its own too, which import
         # LeRobot anew for half a minute.
         context = "fork" if workers else None
-        loader = DataLoader(
-            _dataset(self), batch, shuffle=True, num_workers=workers, multiprocessing_context=context
-        )
+        loader = DataLoader(_dataset(self), batch, shuffle=True, num_workers=workers, multiprocessing_context=context)
         iterator = iter(loader)
         for _ in range(max(1, workers)):
             next(iterator)
@@ -108,6 +107,7 @@ def _prepare(folder: Path) -> None:
         "SVT_LOG": "1",  # the AV1 encoder writes its settings to the terminal unless told not to
     }
     logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", message="Cannot enable progress bars")  # LeRobot tries to, each time
 
 
 @cache
