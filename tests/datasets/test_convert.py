@@ -240,7 +240,13 @@ def test_a_damaged_episode_is_named_and_can_be_left_out(tmp_path: Path, damage, 
     assert_same(source, tmp_path / "data", (0, 2))
 
 
-def test_pixels_that_are_damaged_leave_the_episode_out(tmp_path: Path) -> None:
+@pytest.fixture
+def one_frame_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that one frame can be lost."""
+    monkeypatch.setattr("robostack.datasets.diffusion_policy._IMAGE_CHUNK_BYTES", 1)
+
+
+def test_pixels_that_are_damaged_leave_the_episode_out(tmp_path: Path, one_frame_a_chunk: None) -> None:
     source = record(tmp_path / "source", "diffusion-policy")
     (source / "data" / "top" / "5.0.0.0").unlink()
     done = convert(ConvertConfig(source, tmp_path / "data", skip_damaged=True))
@@ -292,7 +298,7 @@ WRITERS |= {"aloha": "aloha_hdf5.AlohaHdf5Writer", "diffusion-policy": "diffusio
     [("robostack", point) for point in KILLS]
     + [(to, point) for to in ("lerobot", "aloha", "diffusion-policy") for point in ("third append", "finish", "sync")],
 )
-def test_a_killed_conversion_goes_on(tmp_path: Path, monkeypatch, to: str, point: str) -> None:
+def test_a_killed_conversion_goes_on(tmp_path: Path, monkeypatch, one_frame_a_chunk, to: str, point: str) -> None:
     source = record(tmp_path / "source", "diffusion-policy")
     images = "png" if to == "lerobot" else ""
     (source / "data" / "top" / "5.0.0.0").unlink()  # a frame of episode 1
