@@ -461,7 +461,7 @@ def _check_features(features: Mapping[str, Feature]) -> None:
         )
     ]
     if unfit:
-        raise DataError(f"ALOHA HDF5 cannot hold {', '.join(unfit)}: drop what is not needed")
+        raise DataError(f"ALOHA HDF5 cannot hold {', '.join(unfit)}: leave them out with --drop")
 
 
 def _reserve(path: Path, columns: Iterable[Column]) -> None:

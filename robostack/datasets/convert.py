@@ -269,7 +269,11 @@ def _writer(job: _Job, state: _State) -> Appender | None:
                 return None  # finished, as far as the writer knows; the check will tell
             raise
     shutil.rmtree(job.data, ignore_errors=True)
-    writer = create_writer(job.target.name, job.data, job.recording, job.images)
+    try:
+        writer = create_writer(job.target.name, job.data, job.recording, job.images)
+    except ValueError:
+        shutil.rmtree(job.partial)  # the format cannot hold it: nothing to go on with
+        raise
     state.save(created=True)
     return writer
 

@@ -431,3 +431,10 @@ def test_rows_of_every_number_are_compared(tmp_path: Path, monkeypatch) -> None:
     convert(ConvertConfig(source, tmp_path / "store"))
     with pytest.raises(VerificationError, match=r"episode 0: observation.state"):
         convert(ConvertConfig(tmp_path / "store", tmp_path / "data", to="aloha"))
+
+
+def test_a_format_that_cannot_hold_it_leaves_nothing_behind(tmp_path: Path) -> None:
+    write(tmp_path / "source", [4])
+    with pytest.raises(DataError, match=r"cannot hold next.success: leave them out with --drop"):
+        convert(ConvertConfig(tmp_path / "source", tmp_path / "data", to="aloha"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
