@@ -7,6 +7,7 @@ a temporary folder, up to 1.5 GB, was just written, and is read from the system'
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -301,8 +302,12 @@ def bench_conversion(folder: Path, size: Size, lerobot: ProcessPoolExecutor) -> 
             lambda: decoding_rate(_video_frames(sources["LeRobot AV1"])),
         ),
     }
+    peers["robostack", "ALOHA"] = (copying, partial(copying_rate, sources["ALOHA"], folder / "copy", total))
+    peers["robostack", "Diffusion Policy"] = (
+        f"numcodecs {version('numcodecs')}, compressing alone",
+        partial(compressing_rate, sources["Diffusion Policy"]),
+    )
     for name in ("ALOHA", "Diffusion Policy"):
-        peers["robostack", name] = (copying, partial(copying_rate, sources[name], folder / "copy", total))
         peers[name, "robostack"] = (copying, partial(copying_rate, source, folder / "copy", total))
     for (one, other), (name, program) in peers.items():
         to, images = there.get(other, ("robostack", ""))
@@ -339,6 +344,21 @@ def copying_rate(source: Path, copy: Path, frames: int) -> float:
     shutil.copytree(source, copy)
     os.sync()
     return frames / (time.perf_counter() - start)
+
+
+def compressing_rate(data: Path) -> float:
+    """Frames a second at which the pictures of a replay buffer are compressed as they are there, all else left out."""
+    import numcodecs
+    import zarr
+
+    (path,) = (path for path in data.glob("data/*/.zarray") if len(json.loads(path.read_text())["shape"]) == 4)
+    described = json.loads(path.read_text())
+    codec, rows = numcodecs.get_codec(described["compressor"]), described["chunks"][0]
+    frames = np.asarray(zarr.open_array(store=str(path.parent), mode="r")[:])
+    start = time.perf_counter()
+    for first in range(0, len(frames), rows):
+        codec.encode(frames[first : first + rows])
+    return len(frames) / (time.perf_counter() - start)
 
 
 def _pictures(data: Path) -> Iterator[np.ndarray]:
