@@ -39,6 +39,7 @@ from robostack.datasets.episodes import (
     Feature,
     Frames,
     check_episode,
+    in_blocks,
     task_of_each_frame,
 )
 from robostack.extras import require_extra
@@ -57,6 +58,7 @@ ARM_NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in J
 BASE_NAMES = ("base_linear", "base_angular")
 JPEG_QUALITY = 95
 _SETTINGS = "robostack.json"
+_FRAMES_AT_ONCE = 32
 
 
 class AlohaHdf5Reader:
@@ -278,8 +280,11 @@ class AlohaHdf5Writer:
         for key in self._cameras:
             frames, count = columns[key], 0
             images = root.create_dataset(_path(key), frames.shape, np.uint8, chunks=(1, *frames.shape[1:]))
-            for count, frame in enumerate(frames, 1):
-                images[count - 1] = frame
+            for block in in_blocks(frames, _FRAMES_AT_ONCE):  # h5py takes 0.3 ms a call
+                if count + len(block) > length:
+                    raise DataError(f"{key} has more than {length} frames")
+                images[count : count + len(block)] = block
+                count += len(block)
             if count != length:
                 raise DataError(f"{key} ends after {count} of {length} frames")
 

@@ -16,7 +16,6 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from robostack.datasets.episodes import (
     Feature,
     Frames,
     check_episode,
+    in_blocks,
     task_of_each_frame,
 )
 
@@ -275,12 +275,12 @@ class DiffusionPolicyWriter:
             if not self.features[key].is_image:
                 array[start:] = np.asarray(column)
                 continue
-            row, frames = start, iter(column)
+            row, chunk = start, array.chunks[0]
             # Up to a border of chunks at a time: all but the first and last chunk of an episode are written once.
-            while block := list(islice(frames, array.chunks[0] - row % array.chunks[0])):
+            for block in in_blocks(column, chunk, first=chunk - start % chunk):
                 if row + len(block) > end:
                     raise DataError(f"{key} has more than {length} frames")
-                array[row : row + len(block)] = np.stack(block)
+                array[row : row + len(block)] = block
                 row += len(block)
             if row != end:
                 raise DataError(f"{key} ends after {row - start} of {length} frames")

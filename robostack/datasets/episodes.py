@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -161,3 +162,12 @@ def task_of_each_frame(task: str | Sequence[str], length: int) -> list[str]:
     if len(texts) != length:
         raise DataError(f"expected a task text for each of {length} frames, got {len(texts)}")
     return texts
+
+
+def in_blocks(column: Column, rows: int, first: int = 0) -> Iterator[np.ndarray]:
+    """A column `rows` rows at a time, the first time `first` if that is not 0; no more than these are in memory."""
+    frames = iter(column)
+    while block := list(islice(frames, first or rows)):
+        stacked, first = np.stack(block), 0
+        block.clear()  # or two blocks would be in memory while the next is made
+        yield stacked

@@ -163,14 +163,16 @@ class LeRobotReader:
         index = 0
         try:
             decoded = decode_frames(self.path / file, max(0.0, due[0] - TOLERANCE))
-            frame, shown = next(decoded)
+            frame, time = next(decoded)
+            shown = float(time)
             if frame.shape != self.features[key].shape:
                 raise DataError(f"expected frames of {self.features[key].shape[:2]}, got {frame.shape[:2]}")
             while index < place.length:
                 while shown < due[index] - TOLERANCE:
-                    frame, shown = next(decoded)
+                    frame, time = next(decoded)
+                    shown = float(time)
                 if shown > due[index] + TOLERANCE:
-                    raise DataError(f"no frame is shown at {due[index]:.4f} s, the next is at {float(shown):.4f} s")
+                    raise DataError(f"no frame is shown at {due[index]:.4f} s, the next is at {shown:.4f} s")
                 yield frame
                 index += 1
         except StopIteration:

@@ -98,16 +98,17 @@ class Rows:
     def windows(self, starts: Int[np.ndarray, " batch"], length: int) -> np.ndarray:
         """Rows [start, start + length) for each start, (batch, length, *shape)."""
         chunks, first = np.divmod(starts, self._chunk)
-        distinct, inverse = np.unique(chunks, return_inverse=True)
+        wanted = chunks.tolist()
+        distinct = set(wanted)
         if len(distinct) > OPEN_FILES:
             half = len(starts) // 2
             return np.concatenate([self.windows(starts[:half], length), self.windows(starts[half:], length)])
         if len(self._files) + len(distinct) > OPEN_FILES:
             self.close()
-        files = np.array([self._file(chunk) for chunk in distinct.tolist()], dtype=np.int64)[inverse]
+        files = {chunk: self._file(chunk) for chunk in distinct}
         sizes = np.minimum(length, self._chunk - first) * self._row_bytes
         # A loop in C: the calls themselves take about a microsecond each.
-        parts = list(map(os.pread, files.tolist(), sizes.tolist(), (first * self._row_bytes).tolist()))
+        parts = list(map(os.pread, map(files.__getitem__, wanted), sizes.tolist(), (first * self._row_bytes).tolist()))
         for i in np.flatnonzero(first + length > self._chunk).tolist():
             parts[i] = self.read(int(starts[i]), int(starts[i]) + length).tobytes()
         data = bytearray().join(parts)

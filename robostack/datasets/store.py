@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from robostack.datasets.episodes import (
     Feature,
     Frames,
     check_episode,
+    in_blocks,
     task_of_each_frame,
 )
 from robostack.datasets.rows import Rows
@@ -112,7 +112,9 @@ class EpisodeWriter:
         changes = [i for i in range(1, length) if texts[i] != texts[i - 1]]
         self._tasks += [text for text in dict.fromkeys(texts) if text not in self._tasks]
         for key in self.features:
-            if (written := self._rows[key].write(start, _blocks(columns[key]))) != end:
+            column = columns[key]
+            blocks = [column] if isinstance(column, np.ndarray) else in_blocks(column, FRAMES_AT_ONCE)
+            if (written := self._rows[key].write(start, blocks)) != end:
                 raise DataError(f"{key}: expected {length} frames, got {written - start}: the source ends early")
         segments = np.array([*changes, length], np.int64) + start
         tasks = np.array([self._tasks.index(texts[i]) for i in (0, *changes)], np.int64)
@@ -297,18 +299,6 @@ class EpisodeStore:
             f"{self.path}: relative actions need the same entries in action and observation.state, got "
             f"{action.names or action.shape} and {state.names or state.shape}: use absolute actions"
         )
-
-
-def _blocks(column: Column) -> Iterator[np.ndarray]:
-    """The rows of a column, a few images at a time."""
-    if isinstance(column, np.ndarray):
-        yield column
-        return
-    frames = iter(column)
-    while block := list(islice(frames, FRAMES_AT_ONCE)):
-        rows = np.stack(block)
-        block.clear()  # or two blocks would be in memory while the next is made
-        yield rows
 
 
 # zarr warns that dots in array names may not suit other stores; LeRobot's names have dots and folders take them.

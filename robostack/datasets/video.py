@@ -179,9 +179,10 @@ def decode_frames(
         for index, frame in enumerate(container.decode(stream)):
             if frame.pts is None:
                 raise ValueError(f"expected every frame of {path} to carry its time, frame {index} has none")
+            time = frame.pts * _time_base(frame.time_base, path)
             if frame.is_corrupt:
-                raise ValueError(f"{path} is damaged at {float(frame.pts * _time_base(frame.time_base, path)):.3f} s")
-            yield frame.to_ndarray(format="rgb24"), frame.pts * _time_base(frame.time_base, path)
+                raise ValueError(f"{path} is damaged at {float(time):.3f} s")
+            yield frame.to_ndarray(format="rgb24"), time
 
 
 def read_frames(path: Path | str) -> tuple[UInt8[np.ndarray, "frames height width 3"], list[Fraction]]:

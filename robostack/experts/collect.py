@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from robostack import envs
+from robostack.datasets.aloha_hdf5 import ARM_NAMES
 from robostack.datasets.episodes import Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.envs.aloha.cameras import Camera, parse_camera
@@ -24,8 +25,6 @@ from robostack.experts import Expert, make_expert
 from robostack.processes import cores, worker_pool
 from robostack.provenance import describe_run
 
-JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
-ARM_NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in JOINTS)
 ARM_UNITS = ("rad", "rad", "rad", "rad", "rad", "rad", "0 closed .. 1 open") * 2
 POSE_NAMES, POSE_UNITS = ("x", "y", "z", "qw", "qx", "qy", "qz"), ("m", "m", "m", "1", "1", "1", "1")
 

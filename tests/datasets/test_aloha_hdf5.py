@@ -282,7 +282,7 @@ def test_what_is_written_opens_in_act(tmp_path: Path, images: str) -> None:
 def test_what_the_format_cannot_hold_is_told_first(tmp_path: Path) -> None:
     arm = Feature((14,), "float32")
     features = {"observation.state": arm, "action": arm, "next.reward": Feature((), "float32"), "observation.x": arm}
-    with pytest.raises(DataError, match=r"cannot hold next.reward, observation.x: drop"):
+    with pytest.raises(DataError, match=r"cannot hold next.reward, observation.x: leave"):
         AlohaHdf5Writer(tmp_path / "data", features, 50)
     with pytest.raises(DataError, match=r"needs observation.state; the data set has action"):
         AlohaHdf5Writer(tmp_path / "data", {"action": arm}, 50)

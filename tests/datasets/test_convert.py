@@ -187,7 +187,7 @@ def test_settings_that_do_not_fit_are_refused_first(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "does not exist")
     write(tmp_path / "store", [3])
     refused(tmp_path / "store", "robostack's own: say to which format with --to")
-    refused(tmp_path / "store", "cannot hold next.success: drop", to="aloha")
+    refused(tmp_path / "store", "cannot hold next.success: leave", to="aloha")
     convert(ConvertConfig(tmp_path / "store", tmp_path / "aloha", to="aloha", drop=("next.success",)))
 
 
