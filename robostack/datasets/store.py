@@ -110,30 +110,31 @@ class EpisodeWriter:
         start, end = self._frames, self._frames + length
         texts = task_of_each_frame(task, length)
         changes = [i for i in range(1, length) if texts[i] != texts[i - 1]]
-        self._tasks += [text for text in dict.fromkeys(texts) if text not in self._tasks]
+        known = list(dict.fromkeys((*self._tasks, *texts)))
         for key in self.features:
             column = columns[key]
             blocks = [column] if isinstance(column, np.ndarray) else in_blocks(column, FRAMES_AT_ONCE)
             if (written := self._rows[key].write(start, blocks)) != end:
                 raise DataError(f"{key}: expected {length} frames, got {written - start}: the source ends early")
         segments = np.array([*changes, length], np.int64) + start
-        tasks = np.array([self._tasks.index(texts[i]) for i in (0, *changes)], np.int64)
+        tasks = np.array([known.index(texts[i]) for i in (0, *changes)], np.int64)
         self._rows["episode_ends"].write(self.episodes, [np.array([end], np.int64)])
         self._rows["segment_ends"].write(self._segments, [segments])
         self._rows["segment_task"].write(self._segments, [tasks])
         counts = {"episode_ends": self.episodes + 1, **dict.fromkeys(INDEX[1:], self._segments + len(segments))}
         for key, rows in self._rows.items():
             rows.resize(counts.get(key, end))
-        self._provenance |= provenance or {}
+        described = self._provenance | dict(provenance or {})
         self._group.update_attributes(
             {
-                "tasks": self._tasks,
-                "provenance": self._provenance,
+                "tasks": known,
+                "provenance": described,
                 "statistics": None,  # those of fewer episodes
                 "episodes": counts["episode_ends"],
                 "segments": counts["segment_ends"],
             }
         )
+        self._tasks, self._provenance = known, described
         self.episodes, self._segments, self._frames = counts["episode_ends"], counts["segment_ends"], end
         return self.episodes - 1
 

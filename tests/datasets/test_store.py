@@ -109,9 +109,10 @@ def test_a_disk_that_fills_loses_the_episode_in_flight_alone(tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         with pytest.raises(OSError, match="No space left"):
-            writer.append(make_episode(4, seed=1), "task")
+            writer.append(make_episode(4, seed=1), "another task", {"seeds": [0, 1]})
     writer.append(make_episode(5, seed=2), "task")
     store = EpisodeStore(tmp_path / "data")
+    assert store.tasks == ("task",) and store.provenance == {}
     assert [store.length(i) for i in range(store.episodes)] == [4, 5]
     assert np.array_equal(store.episode(1)["action"], make_episode(5, seed=2)["action"])
 
