@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from robostack.core.optim import OptimizerName
 from robostack.policies.processor import Scaling
 
 
@@ -31,6 +32,8 @@ class TrainConfig:
     """Every n-th frame starts a training window; fewer windows keep more of the images in the page cache."""
     steps: int = 3000
     batch: int = 128
+    optimizer: OptimizerName = "adamw"
+    """`muon` moves the matrices inside a transformer's blocks by orthogonalised momentum, the rest as AdamW."""
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     """Steps over which the learning rate rises; it then falls to 0 along a cosine."""

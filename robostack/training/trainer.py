@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robostack.core.optim import STATE, build_optimizers
 from robostack.datasets.mixture import Mixture, name_robots
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.windows import Windows, WindowSampler
@@ -27,8 +28,6 @@ from robostack.policies.processor import Processor
 from robostack.provenance import describe_run
 from robostack.training.config import TrainConfig
 from robostack.training.log import Report, TrainingLog
-
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class TrainingError(RuntimeError):
@@ -41,7 +40,7 @@ class TrainingState:
 
     policy: nn.Module
     average: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
 
     @staticmethod
@@ -49,18 +48,16 @@ class TrainingState:
         policy.to(device)
         average.to(device).requires_grad_(False).eval()
         average.load_state_dict(policy.state_dict())
-        decayed = [p for p in policy.parameters() if p.ndim > 1]
-        others = [p for p in policy.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        return TrainingState(policy, average, torch.optim.AdamW(groups, train.learning_rate, (0.9, 0.95), fused=True))
+        optimizers = build_optimizers(policy, train.optimizer, train.learning_rate, train.weight_decay)
+        return TrainingState(policy, average, optimizers)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything as flat named tensors, by file."""
         optimizer = {
-            f"{name}.{key}": self.optimizer.state[parameter][key]
-            for name, parameter in self.policy.named_parameters()
-            for key in ADAM_STATE
-            if parameter in self.optimizer.state
+            f"{name}.{key}": optimizer.state[parameter][key]
+            for name, parameter, optimizer in self._shared_out()
+            for key in STATE[type(optimizer)]
+            if parameter in optimizer.state
         }
         return {"model": self.policy.state_dict(), "average": self.average.state_dict(), "optimizer": optimizer}
 
@@ -68,16 +65,27 @@ class TrainingState:
         """Takes weights, average and optimiser state from a checkpoint, strictly."""
         load_strictly(self.policy, checkpoint.tensors("model"), checkpoint.path / "model.safetensors")
         load_strictly(self.average, checkpoint.tensors("average"), checkpoint.path / "average.safetensors")
-        stored = checkpoint.tensors("optimizer")
-        for name, parameter in self.policy.named_parameters():
-            keys = [f"{name}.{key}" for key in ADAM_STATE]
-            if all(key not in stored for key in keys):
+        stored, file = checkpoint.tensors("optimizer"), checkpoint.path / "optimizer.safetensors"
+        for name, parameter, optimizer in self._shared_out():
+            keys = STATE[type(optimizer)]
+            values = {key: stored.pop(f"{name}.{key}") for key in keys if f"{name}.{key}" in stored}
+            if not values:
                 continue  # a parameter that never had a gradient has no state
-            if missing := [key for key in keys if key not in stored]:
-                raise CheckpointError(f"{checkpoint.path}/optimizer.safetensors lacks {missing[0]}: use another one")
+            for key in keys:
+                expected = () if key == "step" else tuple(parameter.shape)
+                came = tuple(values[key].shape) if key in values else "missing"
+                if came != expected:
+                    raise CheckpointError(f"{file}: {name}.{key} is {came}, expected {expected}: use another one")
             # On the CPU the fused optimiser keeps its step counter there too; on a GPU, with the parameter.
-            self.optimizer.state[parameter] = {key: stored[f"{name}.{key}"].to(parameter.device) for key in ADAM_STATE}
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in values.items()}
+        if stored:
+            raise CheckpointError(f"{file}: {min(stored)} belongs to no parameter of this run: use another one")
         self.step = checkpoint.step
+
+    def _shared_out(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
+        """Every parameter, in the policy's order, with the optimiser that has it."""
+        owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        return ((name, parameter, owner[parameter]) for name, parameter in self.policy.named_parameters())
 
 
 @dataclass(frozen=True)
@@ -174,14 +182,15 @@ def _run(
             waited += time.perf_counter() - begun
 
             rate = train.learning_rate * schedule(state.step, train.warmup_steps, train.steps)
-            for group in state.optimizer.param_groups:
+            for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
             with _precision(device):
                 loss = policy.loss(observation, actions, counts, generator)  # pyright: ignore[reportCallIssue]
             loss.backward()
             norm = nn.utils.clip_grad_norm_(policy.parameters(), train.gradient_clip)
-            state.optimizer.step()
-            state.optimizer.zero_grad()
+            for optimizer in state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             state.step += 1
             _follow(state.average, policy, min(train.average_decay, state.step / (10 + state.step)))
 

@@ -1,0 +1,97 @@
+"""Muon takes the hidden matrices and moves them along an orthogonal matrix; AdamW has all the rest."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from robostack.core.optim import STATE, build_optimizers, hidden_matrices
+from robostack.policies.pi0 import Pi0, Pi0Config
+from robostack.policies.protocol import Interface
+
+
+def make_policy() -> Pi0:
+    torch.manual_seed(0)
+    config = Pi0Config(
+        chunk_len=4, execute_len=2, actions_per_token=2, expert_width=32, prefix_width=16, depth=2, heads=2
+    )
+    return Pi0(config, Interface(state_dim=3, action_dim=2, words=2, vocabulary=5, cameras={"top": (32, 32)}))
+
+
+def test_every_parameter_has_one_optimizer() -> None:
+    policy = make_policy()
+    for name in ("adamw", "muon"):
+        shares = [
+            parameter
+            for optimizer in build_optimizers(policy, name, 1e-3, 0.01)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        assert len(shares) == len(set(shares)) and set(shares) == set(policy.parameters())
+
+
+def test_muon_takes_attention_and_feed_forward_and_nothing_else() -> None:
+    """Embedding, camera, layers that read and write, and norms linear in the flow time are AdamW's."""
+    taken = hidden_matrices(make_policy())
+    kinds = (
+        "projections.{}.query_key_value",
+        "projections.{}.output",
+        "feed_forwards.{}.gate_up",
+        "feed_forwards.{}.down",
+    )
+    assert set(taken) == {
+        f"transformer.layers.{layer}.{kind.format(stream)}.weight"
+        for layer in range(2)
+        for stream in range(2)
+        for kind in kinds
+    }
+    named = dict(make_policy().named_parameters())
+    assert all(taken[name].shape == named[name].shape for name in taken)
+
+
+def test_only_matrices_are_decayed() -> None:
+    for name in ("adamw", "muon"):
+        for optimizer in build_optimizers(make_policy(), name, 1e-3, 0.01):
+            for group in optimizer.param_groups:
+                assert all((p.ndim > 1) == (group["weight_decay"] == 0.01) for p in group["params"])
+
+
+@pytest.mark.parametrize("condition", [1.0, 30.0])
+def test_muon_moves_a_matrix_along_an_orthogonal_one(condition: float) -> None:
+    """The step is 0.2 lr √max(rows, columns) times a matrix whose singular values lie in 0.65..1.25, and whose singular
+    vectors are those of the gradient, for gradients whose singular values differ by up to `condition`."""
+    policy = make_policy()
+    muon, _ = build_optimizers(policy, "muon", 0.01, 0.0)
+    matrices = hidden_matrices(policy)
+    before = {name: matrix.detach().clone() for name, matrix in matrices.items()}
+    exact = {}
+    for name, matrix in matrices.items():
+        left, _, right = torch.linalg.svd(torch.randn(matrix.shape, generator=torch.Generator().manual_seed(1)), False)
+        matrix.grad = left @ torch.linspace(1.0, 1.0 / condition, len(right)).diag() @ right
+        exact[name] = left @ right
+    muon.step()
+    for name, matrix in matrices.items():
+        step = (before[name] - matrix.detach()) / (0.01 * 0.2 * math.sqrt(max(matrix.shape)))
+        values = torch.linalg.svdvals(step)
+        assert float(values.min()) > 0.65 and float(values.max()) < 1.25
+        assert float((step * exact[name]).sum() / (step.norm() * exact[name].norm())) > 0.97
+
+
+def test_adamw_in_the_same_run_is_plain_adamw() -> None:
+    """One step on equal gradients moves what Muon leaves alone exactly as the AdamW run does."""
+    policies = make_policy(), make_policy()
+    for policy, name in zip(policies, ("adamw", "muon"), strict=True):
+        for parameter in policy.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        for optimizer in build_optimizers(policy, name, 1e-3, 0.01):
+            optimizer.step()
+            assert all(set(kept) == set(STATE[type(optimizer)]) for kept in optimizer.state.values())
+    one, other = (dict(policy.named_parameters()) for policy in policies)
+    taken = hidden_matrices(policies[0])
+    assert all(torch.equal(one[name], other[name]) == (name not in taken) for name in one)
+
+
+def test_a_policy_without_a_transformer_is_told_to_take_adamw() -> None:
+    with pytest.raises(ValueError, match="use adamw"):
+        build_optimizers(nn.Sequential(nn.Linear(3, 4)), "muon", 1e-3, 0.0)
