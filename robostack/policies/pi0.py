@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robostack.core.attention import block_mask
-from robostack.core.flow import LinearPath, Method, Prediction, TimeSampling, integrate, sample_time
+from robostack.core.flow import LinearPath
+from robostack.core.flow_solvers import Method, integrate
+from robostack.core.flow_training import TimeSampling, sample_time
 from robostack.core.text import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
 from robostack.core.vision import KeypointEncoder
 from robostack.policies.protocol import Interface, Observation
 
+Prediction = Literal["velocity", "data"]
 # Block ids: a token sees its own block and the earlier ones.
 PREFIX, STATE, ACTIONS = 0, 1, 2
 

@@ -1,31 +1,72 @@
-"""Paths and solvers against closed forms, in float64."""
+"""Paths and the conversions between predictions, in float64."""
 
-import math
-
+import numpy as np
 import pytest
 import torch
+from gaussian_flow import PATHS, full
+from hypothesis import given
+from hypothesis import strategies as st
 
-from robostack.core.flow import LinearPath, Method, integrate, sample_time
+from robostack.core.flow import CosinePath, DiscretePath, EDMPath, LinearPath, Prediction, squared_cosine_betas
 
 F64 = torch.float64
+KINDS: tuple[Prediction, ...] = ("velocity", "noise", "data")
+every_path = pytest.mark.parametrize("name", PATHS)
 
 
-def test_path_runs_from_noise_to_data_along_its_velocity() -> None:
-    path, x_0, x_1 = LinearPath(), torch.randn(4, 3, 2, dtype=F64), torch.randn(4, 3, 2, dtype=F64)
-    torch.testing.assert_close(path.sample(x_0, x_1, torch.zeros(4, dtype=F64)).x_t, x_0)
-    torch.testing.assert_close(path.sample(x_0, x_1, torch.ones(4, dtype=F64)).x_t, x_1)
-    t = torch.rand(4, dtype=F64)
+@every_path
+def test_path_ends_in_the_data_and_starts_from_noise(name: str) -> None:
+    path, x_0, x_1 = PATHS[name], torch.randn(4, 3, 2, dtype=F64), torch.randn(4, 3, 2, dtype=F64)
+    torch.testing.assert_close(path.sample(x_0, x_1, full(4, 1.0)).x_t, x_1)
+    alpha, sigma, _, _ = path.coefficients(torch.zeros(1, dtype=F64))
+    # EDM keeps the data and drowns them; the cap on the last β leaves a trace of them.
+    assert float(alpha / sigma) == pytest.approx(
+        {"linear": 0, "cosine": 0, "discrete": 4.9e-4, "edm": 1 / 80}[name], abs=1e-5
+    )
+    torch.testing.assert_close(path.start(x_0), sigma * x_0)
+
+
+@every_path
+def test_velocity_is_the_derivative_of_the_path(name: str) -> None:
+    path, x_0, x_1 = PATHS[name], torch.randn(50, 3, dtype=F64), torch.randn(50, 3, dtype=F64)
+    t = 0.005 + 0.01 * torch.randint(1, 98, (50,)).double()  # between the kinks of the discrete path
     before, after = (path.sample(x_0, x_1, t + step).x_t for step in (-1e-6, 1e-6))
-    torch.testing.assert_close((after - before) / 2e-6, path.sample(x_0, x_1, t).velocity, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close((after - before) / 2e-6, path.sample(x_0, x_1, t).velocity, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("times", [(4,), (4, 3)])
-def test_predictions_convert_into_each_other(times: tuple[int, ...]) -> None:
-    path, t = LinearPath(), 0.9 * torch.rand(times, dtype=F64)
+@given(
+    name=st.sampled_from(sorted(PATHS)),
+    kind=st.sampled_from(KINDS),
+    into=st.sampled_from(KINDS),
+    t=st.floats(0.02, 0.98),
+    x_0=st.floats(-5, 5),
+    x_1=st.floats(-5, 5),
+)
+def test_predictions_convert_into_each_other(
+    name: str, kind: Prediction, into: Prediction, t: float, x_0: float, x_1: float
+) -> None:
+    path = PATHS[name]
+    time = full(1, 0.7 * t if name == "edm" else t)  # beyond, EDM's σ is so small that x_t holds no digit of the noise
+    point = path.sample(full(1, x_0), full(1, x_1), time)
+    exact = {"velocity": point.velocity, "noise": point.x_0, "data": point.x_1}
+    there = path.convert(exact[kind], kind, into, point.x_t, time)
+    torch.testing.assert_close(there, exact[into], rtol=1e-9, atol=1e-9)
+    back = path.convert(there, into, kind, point.x_t, time)
+    torch.testing.assert_close(back, exact[kind], rtol=1e-9, atol=1e-8)
+
+
+@every_path
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_token_may_have_its_own_time(name: str, kind: Prediction) -> None:
+    path, t = PATHS[name], 0.1 + 0.8 * torch.rand(4, 3, dtype=F64)
     x_0, x_1 = torch.randn(4, 3, 2, dtype=F64), torch.randn(4, 3, 2, dtype=F64)
-    point = path.sample(x_0, x_1, t)
-    torch.testing.assert_close(path.velocity_from_data(point.x_t, x_1, t), point.velocity)
-    torch.testing.assert_close(path.data_from_velocity(point.x_t, point.velocity, t), x_1)
+    together = path.sample(x_0, x_1, t)
+    for token in range(3):
+        alone = path.sample(x_0[:, token], x_1[:, token], t[:, token])
+        torch.testing.assert_close(together.x_t[:, token], alone.x_t)
+        torch.testing.assert_close(together.velocity[:, token], alone.velocity)
+        converted = path.convert(x_1, kind, "velocity", together.x_t, t)[:, token]
+        torch.testing.assert_close(converted, path.convert(x_1[:, token], kind, "velocity", alone.x_t, t[:, token]))
 
 
 def test_small_sigma_is_bounded_in_the_division() -> None:
@@ -35,58 +76,48 @@ def test_small_sigma_is_bounded_in_the_division() -> None:
     torch.testing.assert_close(bounded, 1.0 + 0.99 * data / 0.05)
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
-def test_solvers_converge_with_their_order(method: Method, order: int) -> None:
-    """dx/dt = cos(t) x has the solution x₀ exp(sin t)."""
-    x_0 = torch.tensor([[1.0]], dtype=F64)
-    exact = math.exp(math.sin(1.0))
-
-    def error(steps: int) -> float:
-        times = torch.linspace(0, 1, steps + 1, dtype=F64)
-        return abs(float(integrate(lambda x, t: t.cos()[:, None] * x, x_0, times, method)) - exact)
-
-    assert math.log2(error(64) / error(128)) == pytest.approx(order, abs=0.15)
+@given(name=st.sampled_from(sorted(PATHS)), t=st.floats(0.01, 0.99))
+def test_time_of_inverts_the_noise_ratio(name: str, t: float) -> None:
+    path = PATHS[name]
+    assert float(path.time_of(path.ratio(full(1, t)))) == pytest.approx(t, abs=1e-9)
 
 
-def test_flow_of_a_gaussian_is_exact() -> None:
-    """For data N(m, s²) the marginal velocity of the linear path is known; noise must arrive as m + s · noise."""
-    mean, deviation = 2.0, 0.5
-    noise = torch.linspace(-2, 2, 9, dtype=F64)[:, None]
-
-    def field(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        t = t[:, None]
-        variance = (t * deviation) ** 2 + (1 - t) ** 2
-        return mean + (t * deviation**2 - (1 - t)) / variance * (x - t * mean)
-
-    arrived = integrate(field, noise, torch.linspace(0, 1, 2001, dtype=F64), "heun")
-    torch.testing.assert_close(arrived, mean + deviation * noise, rtol=1e-5, atol=1e-5)
+def test_ratios_beyond_the_noisiest_step_give_the_start() -> None:
+    assert float(PATHS["discrete"].time_of(full(1, 1e6))) == 0.0
+    assert float(PATHS["discrete"].time_of(full(1, 0.0))) == 1.0
 
 
-def test_data_prediction_arrives_at_the_prediction() -> None:
-    path, data = LinearPath(), torch.randn(3, 2)
-    times = torch.linspace(0, 1, 11)
-    arrived = integrate(lambda x, t: path.velocity_from_data(x, data, t, 0.05), torch.randn(3, 2), times)
-    torch.testing.assert_close(arrived, data, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("steps", [10, 100, 1000])
+def test_discrete_path_is_the_ddpm_of_diffusers(steps: int) -> None:
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    scheduler = DDPMScheduler(steps, beta_schedule="squaredcos_cap_v2")
+    betas = squared_cosine_betas(steps)
+    torch.testing.assert_close(betas.float(), scheduler.betas, rtol=1e-6, atol=1e-7)
+    t = 1.0 - (torch.arange(steps, dtype=F64) + 1) / steps
+    alpha, sigma, _, _ = DiscretePath(betas).coefficients(t)
+    # Their table is a float32 product of `steps` factors.
+    torch.testing.assert_close(alpha.square().float(), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones_like(t))
+    x_0, x_1, step = torch.randn(steps, 5), torch.randn(steps, 5), torch.arange(steps)
+    noised = DiscretePath(betas).sample(x_0, x_1, t.float()).x_t
+    torch.testing.assert_close(noised, scheduler.add_noise(x_1, x_0, step), rtol=1e-5, atol=2e-5)
 
 
-def test_euler_agrees_with_diffusers() -> None:
-    """diffusers runs σ from 1 (noise) to 0 and its model output is noise − data."""
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
-    scheduler.set_timesteps(sigmas=[1.0 - i / 8 for i in range(8)])
-    noise = torch.randn(2, 3, 4)
-    theirs = noise
-    for sigma, timestep in zip(scheduler.sigmas[:-1], scheduler.timesteps, strict=True):
-        theirs = scheduler.step(-torch.sin(theirs + (1 - sigma)), timestep, theirs).prev_sample
-    ours = integrate(lambda x, t: torch.sin(x + t[:, None, None]), noise, torch.linspace(0, 1, 9))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+def test_cosine_path_is_the_discrete_one_without_its_cap() -> None:
+    t = 1.0 - torch.arange(0, 100, dtype=F64) / 100  # all but t = 0, where the cap on β acts
+    for ours, theirs in zip(CosinePath().coefficients(t)[:2], PATHS["discrete"].coefficients(t)[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_beta_times_have_the_published_distribution() -> None:
-    t = sample_time("beta", 200_000, torch.Generator().manual_seed(0)).double()
-    noise_time = 1.0 - t  # π0's own direction: 0.001 + 0.999 Beta(1.5, 1)
-    assert float(t.min()) >= 0.0 and float(t.max()) < 1.0
-    assert float(noise_time.mean()) == pytest.approx(0.001 + 0.999 * 0.6, abs=2e-3)
-    for x in (0.2, 0.5, 0.8):
-        assert float(((noise_time - 0.001) / 0.999 < x).double().mean()) == pytest.approx(x**1.5, abs=4e-3)
+def test_float32_times_keep_the_digits_of_a_small_alpha() -> None:
+    for path in (CosinePath(), PATHS["discrete"]):
+        t = torch.tensor([0.0, 0.01, 0.02])
+        exact = path.coefficients(t.double())[0]
+        torch.testing.assert_close(path.coefficients(t)[0].double(), exact, rtol=1e-6, atol=0.0)
+
+
+def test_edm_path_spends_time_as_the_published_grid() -> None:
+    """With σ_min = 0 the grid of 2206.00364, equation 5, is σ_max (1 − i/(n − 1))^7."""
+    sigma = EDMPath().coefficients(torch.linspace(0, 1, 5, dtype=F64))[1]
+    np.testing.assert_allclose(sigma, 80.0 * np.array([1, 0.75, 0.5, 0.25, 0]) ** 7, rtol=1e-12)
