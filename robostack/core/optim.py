@@ -6,25 +6,72 @@ to hidden features. Embeddings, the layers that read inputs and write outputs, n
 condition too), convolutions and biases measure their steps otherwise and stay with AdamW. Which matrices are hidden
 says `hidden_matrices`, here alone.
 
-torch brings Muon. Its step is scaled to the size that AdamW's has (0.2 √max(rows, columns), arXiv 2502.16982), so that
-one learning rate and weight decay serve both.
+Its step is scaled to the size that AdamW's has (0.2 √max(rows, columns), arXiv 2502.16982), so that one learning rate
+and weight decay serve both. torch has a Muon with the same step, but it orthogonalises in bfloat16 everywhere, which a
+CPU without bfloat16 products pays with several times the cost of the whole training step: ours does so on a GPU alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Literal, assert_never
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from robostack.core.transformer import FeedForward, Projections
 
 OptimizerName = Literal["adamw", "muon"]
 
+
+class Muon(torch.optim.Optimizer):
+    """m ← μ m + (1 − μ) g;  W ← (1 − η λ) W − η 0.2 √max(rows, columns) · orthogonalize(μ m + (1 − μ) g).
+
+    The momentum m looks one gradient ahead (Nesterov). η is the learning rate, λ the weight decay.
+    """
+
+    def __init__(
+        self, matrices: Iterable[Tensor], learning_rate: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
+        super().__init__(matrices, {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                average = state["momentum_buffer"].lerp_(matrix.grad, 1.0 - group["momentum"])
+                direction = orthogonalize(matrix.grad.lerp(average, group["momentum"]))
+                matrix.mul_(1.0 - group["lr"] * group["weight_decay"])
+                matrix.add_(direction, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
+
+
+def orthogonalize(matrix: Float[Tensor, "rows columns"], steps: int = 5) -> Float[Tensor, "rows columns"]:
+    """About U Vᵀ of the matrix U S Vᵀ: its singular values are brought near 1.
+
+    Each Newton–Schulz step maps a singular value s, in parts of the matrix's norm, to 3.4445 s − 4.775 s³ + 2.0315 s⁵.
+    These coefficients of Keller Jordan's Muon (2024) lift small values fast: after five steps all that were above
+    1/500 lie in 0.68..1.21, near enough for a direction, and those below are lifted up to 485-fold. In bfloat16 on a
+    GPU, in float32 on a CPU.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide.to(torch.bfloat16 if wide.is_cuda else torch.float32)
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return (x if wide is matrix else x.T).to(matrix.dtype)
+
+
 STATE: Mapping[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
-    torch.optim.Muon: ("momentum_buffer",),
+    Muon: ("momentum_buffer",),
 }
 """The tensors that each optimiser keeps of a parameter: what a checkpoint must hold."""
 
@@ -41,7 +88,7 @@ def build_optimizers(
             raise ValueError(f"{type(policy).__name__} has no transformer whose matrices Muon could take: use adamw")
         taken = set(matrices)
         others = [parameter for parameter in policy.parameters() if parameter not in taken]
-        muon = torch.optim.Muon(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw")
+        muon = Muon(matrices, learning_rate, weight_decay)
         return (muon, _adamw(others, learning_rate, weight_decay))
     assert_never(name)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robostack.core.optim import STATE, build_optimizers, hidden_matrices
+from robostack.core.optim import STATE, Muon, build_optimizers, hidden_matrices, orthogonalize
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.protocol import Interface
 
@@ -76,6 +76,30 @@ def test_muon_moves_a_matrix_along_an_orthogonal_one(condition: float) -> None:
         values = torch.linalg.svdvals(step)
         assert float(values.min()) > 0.65 and float(values.max()) < 1.25
         assert float((step * exact[name]).sum() / (step.norm() * exact[name].norm())) > 0.97
+
+
+def test_muon_steps_as_that_of_torch() -> None:
+    """Five steps of both on equal gradients; torch's orthogonalises in bfloat16, which is what the two differ by."""
+    ours, theirs = (torch.nn.Parameter(torch.ones(24, 40)) for _ in range(2))
+    optimizers = [
+        Muon([ours], 0.1, 0.3),
+        torch.optim.Muon([theirs], 0.1, 0.3, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for step in range(5):
+        ours.grad = torch.randn(24, 40, generator=torch.Generator().manual_seed(step))
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (theirs.detach() - 1.0).norm()
+    assert float((ours - theirs).detach().norm() / moved) < 0.02
+    torch.testing.assert_close(optimizers[0].state[ours], dict(optimizers[1].state[theirs]))
+
+
+@pytest.mark.parametrize("shape", [(5, 123), (123, 5), (32, 32), (1, 7)])
+def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+    assert float(values.min()) > 0.65 and float(values.max()) < 1.2
+    assert not orthogonalize(torch.zeros(shape)).any()
 
 
 def test_adamw_in_the_same_run_is_plain_adamw() -> None:
