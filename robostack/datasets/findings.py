@@ -169,7 +169,7 @@ def _line(kind: Kind, where: str, unit: str, places: Places) -> str:
         "not finite": f"{where}: {count} value{plural} not finite; first: {places}",
         "no task": f"no task text in {episodes}; first: {places}",
         "dropped frames": f"{count} frame{plural} dropped; most ({worst:.0f}) before {places}",
-        "off the rate": f"timestamps off the rate {count} time{plural}; worst by {worst:.0%} of a frame at {places}",
+        "off the rate": f"timestamps off the rate {count} time{plural}; worst by {worst:.2g} frames at {places}",
         "not rising": f"timestamps do not rise {count} time{plural}; worst by {worst:.3g} s at {places}",
         "late start": f"timestamps of {episodes} do not start at 0; worst by {worst:.3g} s in {places}",
         "jump": f"{where} jumps {'at least ' * (count >= STEPS_KEPT)}{count} time{plural}; "

@@ -206,7 +206,9 @@ class _Survey:
             self._place("late start", "timestamp").add(number, 0, float(abs(times[0])))
         if (gaps <= 0).any():
             frame = int(gaps.argmin())
-            self._place("not rising", "timestamp").add(number, frame + 1, float(-gaps[frame]), int((gaps <= 0).sum()))
+            self._place("not rising", "timestamp").add(
+                number, frame + 1, abs(float(gaps[frame])), int((gaps <= 0).sum())
+            )
         if self.reader.fps is None:
             return
         periods = gaps * self.reader.fps
@@ -215,9 +217,14 @@ class _Survey:
             frame = int(missing.argmax())
             self._place("dropped frames", "timestamp").add(number, frame + 1, missing[frame], int(missing.sum()))
         off = np.where((periods > 0) & (periods < 1.5), np.abs(periods - 1), 0.0)
-        if (off > 0.1).any():
+        off[off <= 0.1] = 0.0
+        if (gaps > 0).all():
+            # Gaps that are all a little too long add up: from half a frame on, a time means another frame.
+            drift = np.abs(np.cumsum(periods - 1 - missing))
+            off = np.maximum(off, np.where(drift > 0.5, drift, 0.0))
+        if off.any():
             frame = int(off.argmax())
-            self._place("off the rate", "timestamp").add(number, frame + 1, float(off[frame]), int((off > 0.1).sum()))
+            self._place("off the rate", "timestamp").add(number, frame + 1, float(off[frame]), int((off > 0).sum()))
 
     def _look_at_tasks(self, number: int, task: Sequence[str]) -> None:
         self.tasks.update(list(dict.fromkeys(task)))

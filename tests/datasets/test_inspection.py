@@ -207,6 +207,19 @@ def test_timestamps_off_the_rate(tmp_path: Path, kind: str, change: Any, frame: 
     assert problem.frame in (frame, frame + 1)
 
 
+@pytest.mark.parametrize(
+    ("rate", "kinds"), [(50.0, []), (49.9, []), (48.0, ["off the rate"]), (52.0, ["off the rate"])]
+)
+def test_a_rate_that_is_a_little_off_adds_up(tmp_path: Path, rate: float, kinds: list[str]) -> None:
+    def clock(columns: Columns) -> None:
+        columns["timestamp"] = (np.arange(len(columns["timestamp"])) / rate).astype(np.float32)
+
+    problems = look(Data(tmp_path, {3: clock})).problems
+    assert [problem.kind for problem in problems] == kinds
+    for problem in problems:  # 99 gaps of 4 % drift by nearly four frames
+        assert problem.episodes == (3,) and problem.frame == 99 and "frame 99 of episode 3" in problem.text
+
+
 def test_no_rate_is_said_and_the_rest_is_checked(tmp_path: Path) -> None:
     def stumble(columns: Columns) -> None:
         columns["timestamp"][40:] += 0.06
