@@ -17,10 +17,13 @@ class Expert(Protocol):
         """All actions (steps, action_dim) for the episode of `seed`, to which `env` has just been reset."""
         ...
 
-    def demonstrate(self, env: gym.Env, seed: int, cameras: Sequence[Camera] = ()) -> dict[str, np.ndarray]:
+    def demonstrate(
+        self, env: gym.Env, seed: int, cameras: Sequence[Camera] = (), noise: float = 0.0
+    ) -> dict[str, np.ndarray]:
         """Plays the episode of `seed`; the result depends on nothing else.
 
-        Row t of an observation is what was seen before action t.
+        Row t of an observation is what was seen before action t. With `noise` it plays worse: that is the deviation, in
+        radians, of a smooth disturbance of the commanded joints. The actions returned are those that were run.
 
         Returns:
             `observation.state`, `observation.environment_state`, `observation.images.<camera>` for each of `cameras`,

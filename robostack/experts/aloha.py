@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from robostack.envs.aloha.cameras import Camera, image_key
-from robostack.envs.aloha.env import START_QPOS, AlohaEnv
+from robostack.envs.aloha.env import GRIPPERS, START_QPOS, AlohaEnv
 from robostack.experts.inverse_kinematics import ArmKinematics, Pose, Side
 
 EPISODE_STEPS = 400
@@ -22,6 +22,7 @@ OPEN, CLOSED = 1.0, 0.0  # a closed command on an object wider than nothing is w
 START_GRIPPER = 0.1
 PICK_PITCH = np.radians(75)  # nearly straight down: at 60 degrees the wrist is nearly straight, where it flips
 _BASES: dict[Side, np.ndarray] = {"left": np.array([-0.469, 0.5]), "right": np.array([0.469, 0.5])}  # x, y; metres
+DISTURBANCE_STEPS = 50  # a disturbance changes over about a second: the hand drifts, it does not shake
 # Where the arms end does not vary: a policy holds by asking for the pose that it learned. Had every demonstration a
 # meeting place of its own, all poses near would be as good, and small errors would add up to a drift.
 MEETING_PLACE = np.array([0.0, 0.5, 0.20])
@@ -67,11 +68,18 @@ class AlohaExpert:
         arms = [_arm_actions(ArmKinematics(aloha.model, side), side, waypoints[side]) for side in ("left", "right")]
         return np.concatenate(arms, axis=1).astype(np.float32)
 
-    def demonstrate(self, env: gym.Env, seed: int, cameras: Sequence[Camera] = ()) -> dict[str, np.ndarray]:
-        """Plays the episode of `seed`: see `Expert.demonstrate`."""
+    def demonstrate(
+        self, env: gym.Env, seed: int, cameras: Sequence[Camera] = (), noise: float = 0.0
+    ) -> dict[str, np.ndarray]:
+        """Plays the episode of `seed`: see `Expert.demonstrate`. `noise` disturbs the arms, not the grippers."""
         aloha = _unwrapped(env)
         observation, _ = env.reset(seed=seed)
         actions = self.plan_episode(env, seed)
+        if noise:
+            arms = np.setdiff1d(np.arange(actions.shape[1]), GRIPPERS)
+            actions[:, arms] += noise * smooth_disturbance(len(actions), len(arms), np.random.default_rng([seed, 2]))
+            assert isinstance(aloha.action_space, gym.spaces.Box)
+            actions = actions.clip(aloha.action_space.low, aloha.action_space.high)
         episode: dict[str, list[np.ndarray]] = {}
         rewards = np.zeros(len(actions), dtype=np.float32)
         for step, action in enumerate(actions):
@@ -81,6 +89,18 @@ class AlohaExpert:
             observation, rewards[step], *_ = env.step(action)
         recorded = {key: np.stack(values) for key, values in episode.items()}
         return recorded | {"action": actions, "next.reward": rewards, "next.success": rewards == 4}
+
+
+def smooth_disturbance(steps: int, dimensions: int, generator: np.random.Generator) -> np.ndarray:
+    """Gaussian processes (steps, dimensions) of deviation 1 and, for moments Δ steps apart, covariance exp(−Δ² / 4w²),
+    w = DISTURBANCE_STEPS. They come up from 0 in the first w steps, so that an episode starts without a jump.
+    """
+    w = DISTURBANCE_STEPS
+    kernel = np.exp(-0.5 * (np.arange(-3 * w, 3 * w + 1) / w) ** 2)
+    kernel /= np.linalg.norm(kernel)
+    white = generator.standard_normal((steps + len(kernel) - 1, dimensions))
+    smooth = np.stack([np.convolve(column, kernel, mode="valid") for column in white.T], axis=1)
+    return smooth * np.minimum(np.arange(steps) / w, 1.0)[:, None]
 
 
 def _unwrapped(env: gym.Env) -> AlohaEnv:

@@ -1,12 +1,12 @@
 """Demonstrations of an expert into a data set, over processes, and a check of what came out.
 
-Episode k of the data set is the k-th seed, counted from the first, whose demonstration succeeded: the same data for
-the same seed on any number of workers.
+Episode k of the data set is the k-th seed, counted from the first, whose demonstration succeeded; where noise is asked
+for, the k-th seed as it went. Either way the same data for the same seed on any number of workers.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -42,11 +42,14 @@ class CollectConfig:
     out: Path
     """Data set to write; must not exist yet."""
     episodes: int = 50
-    """Successful episodes to keep."""
+    """Episodes to keep: successful ones, unless `noise` is given."""
     seed: int = 0
     """Seed of the first episode; the next has the next number."""
     cameras: tuple[str, ...] = ()
     """Cameras to record, as NAME or NAME:HEIGHTxWIDTH, such as top_zoom:64x64."""
+    noise: tuple[float, ...] = ()
+    """Deviations in radians of a smooth disturbance of the commanded joints, for data of mixed quality: episode k has
+    level k mod n of these n, and is kept whether it succeeds or not."""
     workers: int = 0
     """Processes; 0 takes one a core."""
 
@@ -55,6 +58,12 @@ class CollectConfig:
             raise ValueError(f"episodes must be at least 1, got {self.episodes}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if not all(0 <= level < np.inf for level in self.noise):
+            raise ValueError(f"noise must be finite and not negative, got {self.noise}")
+
+    def noise_of(self, seed: int) -> float:
+        """The deviation of the disturbance in the episode of a seed."""
+        return self.noise[(seed - self.seed) % len(self.noise)] if self.noise else 0.0
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,14 @@ class Collected:
 
     kept: int
     failed: int
+    """Episodes that did not end in success; with noise they are among those kept."""
 
 
 def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda _: None) -> Collected:
     """Collects and writes the demonstrations; `report` is told after every episode.
 
     An interrupted collection leaves the whole episodes it had. Raises FileExistsError when `out` exists, ValueError
-    for an unknown environment or camera, CollectionError when more than half of the demonstrations fail.
+    for an unknown environment or camera, CollectionError when more than half of the undisturbed demonstrations fail.
     """
     cameras = tuple(parse_camera(text) for text in config.cameras)
     make_expert(config.env)  # a wrong name is told before anything is written
@@ -77,20 +87,25 @@ def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda 
         raise FileExistsError(f"{config.out} already exists: choose another path or remove it first")
     done = Collected(0, 0)
     writer: EpisodeWriter | None = None
-    for episode, task, fps, robot in _demonstrations(config, cameras):
+    undisturbed = Counter[bool]()  # how many succeeded and failed
+    for seed, (episode, task, fps, robot) in enumerate(_demonstrations(config, cameras), start=config.seed):
         if writer is None:
             settings = {**asdict(config), "out": str(config.out), "workers": None}
             provenance = {"collected": settings, "seeds": [config.seed, config.seed], **describe_run()}
             writer = EpisodeWriter(config.out, _features(episode), fps, provenance, robot)
         succeeded = bool(episode["next.success"][-1])
-        done = Collected(done.kept + succeeded, done.failed + (not succeeded))
-        if done.failed > max(10, done.kept):
-            tried = done.kept + done.failed
-            raise CollectionError(f"{done.failed} of {tried} demonstrations in {config.env} failed: fix the expert")
+        kept = succeeded or bool(config.noise)
+        done = Collected(done.kept + kept, done.failed + (not succeeded))
+        if config.noise_of(seed) == 0.0:  # what a disturbance spoils is no fault of the expert's
+            undisturbed[succeeded] += 1
+            if undisturbed[False] > max(10, undisturbed[True]):
+                tried = undisturbed.total()
+                raise CollectionError(
+                    f"{undisturbed[False]} of {tried} demonstrations in {config.env} failed: fix the expert"
+                )
         # The range of seeds that were used, kept or not: evaluation must stay out of it.
-        last_seed = config.seed + done.kept + done.failed - 1
-        if succeeded:
-            writer.append(episode, task, {"seeds": [config.seed, last_seed]})
+        if kept:
+            writer.append(episode, task, {"seeds": [config.seed, seed]})
         report(done)
         if done.kept == config.episodes:
             writer.finish()
@@ -110,7 +125,8 @@ def _demonstrations(config: CollectConfig, cameras: Sequence[Camera]) -> Iterato
         try:
             while True:
                 while len(pending) < 2 * workers:
-                    pending.append(pool.submit(_demonstrate, next(seeds)))
+                    seed = next(seeds)
+                    pending.append(pool.submit(_demonstrate, seed, config.noise_of(seed)))
                 yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -124,10 +140,10 @@ def _start_worker(env_name: str, cameras: tuple[Camera, ...]) -> None:
     _worker = (envs.make(env_name), make_expert(env_name), cameras)
 
 
-def _demonstrate(seed: int) -> Demonstration:
+def _demonstrate(seed: int, noise: float) -> Demonstration:
     assert _worker is not None
     env, expert, cameras = _worker
-    episode = expert.demonstrate(env, seed, cameras)
+    episode = expert.demonstrate(env, seed, cameras, noise)
     return episode, env.get_wrapper_attr("task"), env.metadata["render_fps"], env.get_wrapper_attr("robot")
 
 

@@ -11,7 +11,7 @@ from robostack.envs.aloha.env import START_QPOS
 from robostack.envs.aloha.tasks import TASKS, load_model
 from robostack.envs.gl import choose_gl
 from robostack.experts import Expert, make_expert
-from robostack.experts.aloha import monotone_cubic
+from robostack.experts.aloha import monotone_cubic, smooth_disturbance
 from robostack.experts.inverse_kinematics import ArmKinematics, Pose
 
 OBJECTS = {"aloha-transfer-cube": 1, "aloha-insertion": 2}
@@ -91,6 +91,28 @@ def test_a_demonstration_depends_on_its_seed_alone(name):
     for key, value in once.items():
         np.testing.assert_array_equal(again[key], value)
         np.testing.assert_array_equal(other[key], value)
+
+
+def test_a_disturbance_is_smooth_and_repeatable_and_of_the_deviation_that_was_asked():
+    paths = [smooth_disturbance(400, 12, np.random.default_rng([seed, 2])) for seed in range(20)]
+    np.testing.assert_array_equal(paths[3], smooth_disturbance(400, 12, np.random.default_rng([3, 2])))
+    drift = np.stack(paths)
+    assert not drift[:, 0].any()  # an episode starts without a jump
+    assert 0.9 < drift[:, 50:].std() < 1.1
+    assert np.abs(np.diff(drift, axis=1)).max() < 0.1
+
+
+def test_noise_disturbs_the_arms_alone_and_costs_reward():
+    expert, env = make_expert("aloha-transfer-cube"), envs.make("aloha-transfer-cube")
+    clean = expert.demonstrate(env, 5)
+    little, much = (expert.demonstrate(env, 5, noise=noise) for noise in (0.001, 0.15))
+    grippers, arms = [6, 13], [i for i in range(14) if i not in (6, 13)]
+    np.testing.assert_array_equal(much["action"][:, grippers], clean["action"][:, grippers])
+    assert 0 < np.abs(little["action"] - clean["action"])[:, arms].max() < 0.005
+    assert np.abs(much["action"] - clean["action"])[:, arms].max() > 0.15
+    assert much["action"].dtype == np.float32 and all(env.action_space.contains(action) for action in much["action"])
+    assert little["next.success"][-1]
+    assert much["next.reward"].sum() < 0.5 * clean["next.reward"].sum()
 
 
 @pytest.mark.skipif(choose_gl() is None, reason="no OpenGL backend here")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.experts.collect import CollectConfig, collect, spread
+from robostack.experts.collect import CollectConfig, CollectionError, collect, spread
 
 ENV = "aloha-transfer-cube"
 
@@ -31,6 +32,72 @@ def test_collecting_does_not_depend_on_workers(tmp_path: Path) -> None:
     assert one.provenance["seeds"] == [5, 7] and one.features["action"].units[0] == "rad"
     entries = spread(one)
     assert not any(entry.branches for entry in entries) and max(e.largest_step for e in entries) < 0.2
+
+
+def test_data_of_mixed_quality_is_kept_whole_and_its_levels_can_be_told(tmp_path: Path) -> None:
+    stores = []
+    for workers in (1, 2):
+        path = tmp_path / str(workers)
+        done = collect(CollectConfig(ENV, path, episodes=4, seed=5, noise=(0.0, 0.2), workers=workers))
+        assert done.kept == 4 and done.failed == 2
+        stores.append(EpisodeStore(path))
+    one, two = stores
+    assert all(np.array_equal(one.read(key), two.read(key)) for key in one.features)
+    assert one.provenance["seeds"] == [5, 8] and one.provenance["collected"]["noise"] == [0.0, 0.2]
+    bounds = zip(one.episode_starts.tolist(), one.episode_ends.tolist(), strict=True)
+    returns = [one.read("next.reward", *bound).sum() for bound in bounds]
+    assert min(returns[0::2]) > 800 and max(returns[1::2]) < 600
+    undisturbed = collect(CollectConfig(ENV, tmp_path / "expert", episodes=1, seed=5))
+    assert undisturbed == type(undisturbed)(1, 0)
+    assert np.array_equal(EpisodeStore(tmp_path / "expert").read("action"), one.read("action", 0, 400))
+
+
+class Failing:
+    """Never moves."""
+
+    def demonstrate(self, env, seed, cameras=(), noise=0.0):
+        rows = np.zeros((2, 14), np.float32)
+        return {"observation.state": rows, "action": rows, "next.success": np.zeros(2, bool)}
+
+
+@pytest.mark.parametrize(("noise", "tried"), [((), 11), ((0.0, 0.1), 21), ((0.1,), None)])
+def test_an_expert_that_fails_undisturbed_is_told(tmp_path: Path, monkeypatch, noise, tried: int | None) -> None:
+    """What fails under a disturbance says nothing of the expert."""
+    tries = []
+    monkeypatch.setattr("robostack.experts.collect.make_expert", lambda _: Failing())
+    monkeypatch.setattr("robostack.experts.collect.worker_pool", InProcess)
+    config = CollectConfig(ENV, tmp_path / "data", episodes=40, noise=noise, workers=1)
+    if tried is None:
+        assert collect(config).failed == 40
+        return
+    with pytest.raises(CollectionError, match="of 11 demonstrations"):
+        collect(config, tries.append)
+    assert len(tries) == tried - 1
+
+
+class InProcess:
+    """A worker pool without processes, in which a test's stand-in for the expert is seen."""
+
+    def __init__(self, workers: int, start, *arguments) -> None:
+        start(*arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None: ...
+
+    def submit(self, function, *arguments) -> Future:
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, **_) -> None: ...
+
+
+def test_noise_that_is_no_deviation_is_refused(tmp_path: Path) -> None:
+    for level in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite and not negative"):
+            CollectConfig(ENV, tmp_path / "data", noise=(0.0, level))
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
