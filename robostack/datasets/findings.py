@@ -99,7 +99,7 @@ class Inspection:
     features: tuple[FeatureSummary, ...]
     problems: tuple[Problem, ...]
     rows: Mapping[str, Float[np.ndarray, "_ _"]]
-    """Evenly spread rows, a bounded number."""
+    """Rows drawn evenly from all, in order, a bounded number."""
     curves: Mapping[str, tuple[Curve, ...]]
     pictures: tuple[Picture, ...]
 

@@ -44,7 +44,8 @@ class Assembly:
                 row |= more
         pictures = self._write_episodes(placed)
         self._write_tasks()
-        found = {key: statistics.of_numbers(column) for key, column in self._columns()}
+        numbers = [key for key, feature in self.settings.columns.items() if not feature.is_image]
+        found = {key: statistics.of_numbers(self._column(key)) for key in numbers}
         frames = found["index"]["count"][0]
         found |= {key: total.result() for key, total in pictures.items()}
         write_json(self.path / "meta/stats.json", found)
@@ -149,15 +150,15 @@ class Assembly:
         with parquet_writer(self.path / "meta/tasks.parquet", table.schema) as writer:
             writer.write_table(table)
 
-    def _columns(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Each column of numbers over all episodes, one at a time."""
+    def _column(self, key: str) -> Iterator[np.ndarray]:
+        """A column of numbers over all episodes, one after the other."""
         import pyarrow.parquet as pq
 
-        files = [pq.ParquetFile(path) for path in sorted((self.path / "data").glob("*/*.parquet"))]
-        for key, feature in self.settings.columns.items():
-            if not feature.is_image:
-                parts = [layout.numbers(file.read(columns=[key]), key, feature) for file in files]
-                yield key, np.concatenate(parts)
+        for path in sorted((self.path / "data").glob("*/*.parquet")):
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group, columns=[key])
+                    yield layout.numbers(table, key, self.settings.columns[key])
 
     def _info(self, frames: int) -> dict[str, Any]:
         settings = self.settings

@@ -8,7 +8,7 @@ else T^0.75 of them, evenly spaced; where a side has 300 pixels or more, only ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
@@ -19,15 +19,19 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
 
 
-def of_numbers(rows: np.ndarray) -> dict[str, list]:
-    """Of rows (frames, ...), over all axes but the last, as LeRobot does; of (frames,), one number each."""
-    values = rows.reshape(-1, rows.shape[-1] if rows.ndim > 1 else 1)
-    figures = Accumulator(values.shape[1])
-    for first in range(0, len(values), ROWS_AT_ONCE):
-        figures.add(values[first : first + ROWS_AT_ONCE])
+def of_numbers(blocks: Iterable[np.ndarray]) -> dict[str, list]:
+    """Of rows (frames, ...) that come in blocks, over all axes but the last, as LeRobot does; of (frames,), one number
+    each."""
+    figures, frames = Accumulator(0), 0
+    for rows in blocks:
+        values = rows.reshape(-1, rows.shape[-1] if rows.ndim > 1 else 1)
+        figures = figures if frames else Accumulator(values.shape[1])
+        frames += len(rows)
+        for first in range(0, len(values), ROWS_AT_ONCE):
+            figures.add(values[first : first + ROWS_AT_ONCE])
     found = {name: getattr(figures, name).tolist() for name in ("min", "max", "mean", "std")}
     quantiles = figures.quantiles(tuple(QUANTILES.values())).tolist()
-    return {**found, "count": [len(rows)], **dict(zip(QUANTILES, quantiles, strict=True))}
+    return {**found, "count": [frames], **dict(zip(QUANTILES, quantiles, strict=True))}
 
 
 def sampled(length: int) -> Bool[np.ndarray, " length"]:

@@ -146,7 +146,7 @@ class LeRobotWriter:
             described = {
                 "length": length,
                 "tasks": list(dict.fromkeys(texts)),
-                "numbers": {key: statistics.of_numbers(column) for key, column in rows.items()},
+                "numbers": {key: statistics.of_numbers([column]) for key, column in rows.items()},
                 "pictures": {key: {"counts": p.counts.tolist(), "frames": p.frames} for key, p in pictures.items()},
             }
             write_json(partial / "episode.json", described)

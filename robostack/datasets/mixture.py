@@ -111,10 +111,15 @@ def pooled_statistics(stores: Sequence[EpisodeStore]) -> dict[str, Statistics]:
     return {key: of_columns([(partial(store.read_finite, key), store.frames) for store in stores]) for key in keys}
 
 
-def pooled_relative_statistics(stores: Sequence[EpisodeStore], chunk_len: int) -> Statistics:
-    """The same for actions relative to the state. Raises DataError when they cannot be taken from it."""
+def pooled_relative_statistics(stores: Sequence[EpisodeStore], chunk_len: int, rate: float | None = None) -> Statistics:
+    """The same for actions relative to the state, over the frames that a chunk of actions at `rate` (Hz, by default the
+    data set's) spans. Raises DataError when they cannot be taken from it."""
     if problems := [problem for store in stores if (problem := store.why_not_relative())]:
         raise DataError(problems[0])
+    spans = [1 + int(np.ceil(round((chunk_len - 1) * store.fps / (rate or store.fps), 9))) for store in stores]
     if len(stores) == 1:
-        return stores[0].relative_statistics(chunk_len)
-    return of_relative_actions([(store.state_and_action, store.lengths.tolist()) for store in stores], chunk_len)
+        return stores[0].relative_statistics(spans[0])
+    data_sets = [
+        (store.state_and_action, store.lengths.tolist(), span) for store, span in zip(stores, spans, strict=True)
+    ]
+    return of_relative_actions(data_sets)

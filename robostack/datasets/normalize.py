@@ -6,6 +6,8 @@ Statistics are computed once from the training data and live in the checkpoint: 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,14 +33,8 @@ class Normalizer:
     ) -> Normalizer:
         """Mean and deviation to 0 and 1; or minimum and maximum, or 1 % and 99 % quantile, to −1 and 1. No entry is
         scaled up by more than 1 / `smallest`."""
-        if normalization == "mean_std":
-            return Normalizer(statistics.mean, tuple(max(std, smallest) for std in statistics.std))
-        low, high = {
-            "min_max": (statistics.min, statistics.max),
-            "quantiles": (statistics.q01, statistics.q99),
-        }[normalization]
-        ends = list(zip(low, high, strict=True))
-        return Normalizer(tuple((a + b) / 2 for a, b in ends), tuple(max((b - a) / 2, smallest) for a, b in ends))
+        offset, scale = _unit(statistics, normalization)
+        return Normalizer(offset, tuple(max(size, smallest) for size in scale))
 
     def forward[Values: (np.ndarray, torch.Tensor)](self, values: Values) -> Values:
         """Raises DataError when the values have another number of entries."""
@@ -47,6 +43,33 @@ class Normalizer:
     def inverse[Values: (np.ndarray, torch.Tensor)](self, values: Values) -> Values:
         """Undoes `forward`; raises DataError when the values have another number of entries."""
         return values * _like(self.scale, values) + _like(self.offset, values)
+
+
+def warn_of_floored(
+    key: str,
+    statistics: Statistics,
+    names: Sequence[str] = (),
+    normalization: Normalization = "mean_std",
+    smallest: float = SMALLEST_SCALE,
+) -> None:
+    """Warns, naming them, of entries that vary so little, as the normalisation sees it, that their scale is floored."""
+    still = [
+        names[i] if names else str(i) for i, size in enumerate(_unit(statistics, normalization)[1]) if size < smallest
+    ]
+    if still:
+        warnings.warn(f"{key}: {', '.join(still)} hardly vary by {normalization}: scaled by {smallest}", stacklevel=2)
+
+
+def _unit(statistics: Statistics, normalization: Normalization) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Offset and scale, not yet floored."""
+    if normalization == "mean_std":
+        return statistics.mean, statistics.std
+    low, high = {
+        "min_max": (statistics.min, statistics.max),
+        "quantiles": (statistics.q01, statistics.q99),
+    }[normalization]
+    ends = list(zip(low, high, strict=True))
+    return tuple((a + b) / 2 for a, b in ends), tuple((b - a) / 2 for a, b in ends)
 
 
 def _like[Values: (np.ndarray, torch.Tensor)](numbers: tuple[float, ...], values: Values) -> Values:

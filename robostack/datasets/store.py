@@ -275,19 +275,19 @@ class EpisodeStore:
         }
 
     def relative_statistics(self, chunk_len: int) -> Statistics:
-        """Of actions relative to `observation.state` (see `of_relative_actions`): as stored for this chunk length, else
-        measured now. Raises DataError when state and action have not the same entries."""
+        """Of actions relative to `observation.state` (see `of_relative_actions`) over chunks of `chunk_len` frames: as
+        stored for this length, else measured now. Raises DataError when state and action have not the same entries."""
         if problem := self.why_not_relative():
             raise DataError(problem)
         relative = (self._statistics or {}).get("relative")
         if relative is not None and relative["chunk_len"] == chunk_len:
             return Statistics.from_json(relative["action"])
-        return of_relative_actions([(self.state_and_action, self.lengths.tolist())], chunk_len)
+        return of_relative_actions([(self.state_and_action, self.lengths.tolist(), chunk_len)])
 
     def state_and_action(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
         """`observation.state` and `action` of one episode, (T, D) each."""
         start, end = int(self.episode_starts[episode]), int(self.episode_ends[episode])
-        return self.read("observation.state", start, end), self.read("action", start, end)
+        return self.read_finite("observation.state", start, end), self.read_finite("action", start, end)
 
     def why_not_relative(self) -> str | None:
         """None when `action` and `observation.state` hold the same entries, so that one can be taken from the other."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from robostack.core.text import Vocabulary
 from robostack.datasets.episodes import IMAGES, DataError, Feature
 from robostack.datasets.mixture import Layout, name_robots, pooled_relative_statistics, pooled_statistics
-from robostack.datasets.normalize import Normalization, Normalizer
+from robostack.datasets.normalize import Normalization, Normalizer, warn_of_floored
 from robostack.datasets.statistics import SMALLEST_SCALE, Statistics
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.windows import Windows
@@ -120,7 +120,8 @@ class Processor:
             cameras=_cameras(keys, features),
             vocabulary=Vocabulary.of(tuple(dict.fromkeys(text for store in stores for text in store.tasks))),
             robots={
-                name: _robot(name, by_robot[name], features[name], layouts, chunk_len, scaling) for name in by_robot
+                name: _robot(name, by_robot[name], features[name], layouts, chunk_len, rate or rates[0], scaling)
+                for name in by_robot
             },
             rate=rate or rates[0],
             scaling=scaling,
@@ -306,6 +307,7 @@ def _robot(
     features: Mapping[str, Feature],
     layouts: Mapping[str, Layout],
     chunk_len: int,
+    rate: float,
     scaling: Scaling,
 ) -> Robot:
     """One robot from its data sets; warns of entries that are still."""
@@ -323,10 +325,10 @@ def _robot(
         for i in range(action.shape[0])
     )
     if any(relative):
-        moved = pooled_relative_statistics(stores, chunk_len)
+        moved = pooled_relative_statistics(stores, chunk_len, rate)
         statistics["action"] = _choose(moved, statistics["action"], relative)
     for key, values in statistics.items():
-        values.warn_of_still_entries(key, features[key].names, scaling.smallest_scale)
+        warn_of_floored(key, values, features[key].names, scaling.normalization, scaling.smallest_scale)
     cameras = tuple(key.removeprefix(IMAGES) for key, feature in features.items() if feature.is_image)
     return Robot(statistics, {key: layouts[key].places[name] for key in vectors}, cameras, relative)
 

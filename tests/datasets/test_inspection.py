@@ -339,9 +339,11 @@ def test_what_is_kept_to_draw_does_not_grow(tmp_path: Path) -> None:
     data = Data(tmp_path, cut, episodes=120, features={"action": FEATURES["action"]})
     inspection = look(data, sampled=3)
     kept = inspection.rows["action"]
-    assert ROWS_KEPT / 2 < len(kept) <= ROWS_KEPT
+    assert 0.4 * ROWS_KEPT < len(kept) <= ROWS_KEPT
     whole = np.concatenate([data.columns(i)["action"] for i in range(120)])
-    assert np.array_equal(kept, whole[:: -(-len(whole) // len(kept))])
+    places = [int(np.flatnonzero((whole == row).all(1))[0]) for row in kept]
+    assert places == sorted(set(places))  # some rows of all, in order
+    assert np.histogram(places, bins=8)[0].min() > 0.7 * len(kept) / 8  # from everywhere
     assert [curve.episode for curve in inspection.curves["action"]] == [0, 60, 119]
     assert np.array_equal(inspection.curves["action"][1].rows, data.columns(60)["action"])
 

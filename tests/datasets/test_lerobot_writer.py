@@ -17,6 +17,7 @@ from robostack.datasets import lerobot_assembly, lerobot_settings, lerobot_write
 from robostack.datasets.episodes import Appender, DataError, EpisodeReader, Feature, Frames
 from robostack.datasets.lerobot_layout import NUMBERS
 from robostack.datasets.lerobot_reader import LeRobotReader
+from robostack.datasets.lerobot_statistics import of_numbers
 from robostack.datasets.lerobot_writer import LeRobotWriter
 
 LENGTHS = (9, 12, 7)
@@ -320,6 +321,15 @@ def test_tasks_are_numbered_as_they_come(whole):
     tasks = pq.ParquetFile(whole / "meta/tasks.parquet").read().to_pydict()
     assert tasks == {"task_index": [0, 1, 2, 3], "task": ["reach", "grasp 0", "grasp 1", "grasp 2"]}
     assert json.loads((whole / "meta/info.json").read_text())["total_tasks"] == 4
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3)])
+def test_statistics_of_blocks_are_those_of_the_whole(shape: tuple[int, ...]) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, *shape)).astype(np.float32)
+    whole, blocks = of_numbers([rows]), of_numbers([rows[:7], rows[7:8], rows[8:]])
+    assert whole.keys() == blocks.keys() and whole["count"] == blocks["count"] == [40]
+    for key in whole:
+        np.testing.assert_allclose(blocks[key], whole[key], rtol=1e-12)
 
 
 def test_settings_survive_the_disk(tmp_path):

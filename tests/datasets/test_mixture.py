@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robostack.datasets.episodes import DataError, Feature
-from robostack.datasets.mixture import Layout, Mixture, name_robots, pooled_statistics
+from robostack.datasets.mixture import Layout, Mixture, name_robots, pooled_relative_statistics, pooled_statistics
 from robostack.datasets.statistics import Statistics
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import WindowSampler
@@ -105,6 +105,17 @@ def test_data_sets_of_one_robot_must_agree_and_share_statistics(tmp_path: Path) 
         name_robots([one, other], keys)
     with pytest.raises(DataError, match="a robot for each of 2 data sets"):
         name_robots([one, two], keys, ("left",))
+
+
+def test_relative_statistics_are_of_the_time_that_a_chunk_takes(tmp_path: Path) -> None:
+    """Three actions at 5 Hz span five frames at 10 Hz and nine at 20 Hz."""
+    slow, fast = write(tmp_path / "a", ARM, "arm"), write(tmp_path / "b", ARM, "arm", fps=20, seed=1, lengths=(11, 14))
+    assert pooled_relative_statistics([slow], 3) == slow.relative_statistics(3)
+    assert pooled_relative_statistics([slow], 3, rate=5.0) == slow.relative_statistics(5)
+    found = pooled_relative_statistics([slow, fast], 3, rate=5.0)
+    alone = [slow.relative_statistics(5), fast.relative_statistics(9)]
+    assert found.count == sum(one.count for one in alone)
+    assert found.max == tuple(np.max([one.max for one in alone], axis=0))
 
 
 def robots(tmp_path: Path):

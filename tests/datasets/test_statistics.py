@@ -1,5 +1,6 @@
 """Statistics in one pass are those of the whole, and a normaliser made from them undoes itself."""
 
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from robostack.datasets import statistics
 from robostack.datasets.episodes import DataError, Feature
-from robostack.datasets.normalize import Normalizer
+from robostack.datasets.normalize import Normalizer, warn_of_floored
 from robostack.datasets.statistics import SMALLEST_SCALE, Statistics, of_columns, of_relative_actions
 from robostack.datasets.store import CHUNK_LEN, EpisodeStore, EpisodeWriter
 
@@ -37,14 +38,23 @@ def test_a_large_offset_does_not_cancel_the_deviation() -> None:
     assert Statistics.of(rows).std[0] == pytest.approx(rows.std(), rel=1e-6)
 
 
-def test_quantiles_of_many_rows_come_from_every_nth(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("order", ["any", "rising", "repeating"])
+def test_quantiles_of_many_rows_are_within_the_error_that_is_told(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
     monkeypatch.setattr(statistics, "QUANTILE_ROWS", 1 << 12)
     monkeypatch.setattr(statistics, "ROWS_AT_ONCE", 1001)
-    rows = np.random.default_rng(0).random((30_000, 1))
+    rows = np.random.default_rng(1).random((30_000, 1))
+    if order == "rising":
+        rows.sort(0)
+    if order == "repeating":  # every 8th row, which a sample of every 8th would be made of, is another
+        rows[::8] += 10
     found = Statistics.of(rows)
-    assert found.quantile_rows == len(rows[::8]) and found.count == 30_000
-    assert found.q01[0] == np.quantile(rows[::8], 0.01)
-    assert abs(found.q01[0] - 0.01) < 5 * np.sqrt(0.01 * 0.99 / found.quantile_rows)
+    assert found.count == 30_000 and 0.4 * (1 << 12) < found.quantile_rows <= 1 << 12
+    assert found.min[0] == rows.min() and found.max[0] == rows.max()
+    for level, quantile in ((0.01, found.q01[0]), (0.99, found.q99[0])):
+        rank = (rows <= quantile).mean()
+        assert abs(rank - level) < 5 * np.sqrt(0.01 * 0.99 / found.quantile_rows)
+    monkeypatch.setattr(statistics, "ROWS_AT_ONCE", 777)
+    assert Statistics.of(rows).q99 == found.q99  # the same rows, however they come
 
 
 def relative_one_by_one(episodes: list[tuple[np.ndarray, np.ndarray]], chunk_len: int) -> np.ndarray:
@@ -58,19 +68,24 @@ def relative_one_by_one(episodes: list[tuple[np.ndarray, np.ndarray]], chunk_len
     )
 
 
-def test_relative_actions_are_those_of_every_window(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chunk", [1, 2, 5, 6, 40])
+def test_relative_actions_are_those_of_every_window(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     rng = np.random.default_rng(0)
-    episodes = [(rng.normal(size=(n, 2)), rng.normal(size=(n, 2))) for n in (9, 3, 14)]
-    found = of_relative_actions([(lambda i: episodes[i], [9, 3]), (lambda i: episodes[2], [14])], chunk_len=5)
-    rows = relative_one_by_one(episodes, 5)
-    np.testing.assert_allclose(found.mean, rows.mean(0), atol=1e-12)
-    np.testing.assert_allclose(found.std, rows.std(0), atol=1e-12)
-    np.testing.assert_allclose(found.q99, np.quantile(rows, 0.99, axis=0), atol=1e-12)
-    assert found.count == len(rows)
+    episodes = [(rng.normal(1e4, 1, (n, 2)), rng.normal(1e4, 1, (n, 2))) for n in (9, 1, 14)]
+    data_sets = [(lambda i: episodes[i], [9, 1], chunk), (lambda _: episodes[2], [14], chunk)]
+    found, rows = of_relative_actions(data_sets), relative_one_by_one(episodes, chunk)
+    np.testing.assert_allclose(found.mean, rows.mean(0), atol=1e-10)
+    np.testing.assert_allclose(found.std, rows.std(0), rtol=1e-10)
+    assert found.min == tuple(rows.min(0)) and found.max == tuple(rows.max(0))
+    np.testing.assert_allclose(found.q99, np.quantile(rows, 0.99, axis=0), atol=1e-10)
+    assert found.count == found.quantile_rows == len(rows)
 
-    monkeypatch.setattr(statistics, "RELATIVE_ROWS", 40)
-    sampled = of_relative_actions([(lambda i: episodes[i], [9, 3]), (lambda i: episodes[2], [14])], chunk_len=5)
-    assert sampled.count == sampled.quantile_rows < 60  # and it says so
+    # Of many, only the quantiles are a sample's; and it says so.
+    monkeypatch.setattr(statistics, "RELATIVE_ROWS", len(rows) // 2)
+    sampled = of_relative_actions(data_sets)
+    assert 0 < sampled.quantile_rows < len(rows)
+    quantiles = {name: getattr(found, name) for name in ("q01", "q99", "quantile_rows")}
+    assert replace(sampled, **quantiles) == found
 
 
 def write(path: Path, state_names: tuple[str, ...], finish: bool) -> EpisodeStore:
@@ -147,11 +162,23 @@ def test_what_each_normaliser_brings_to_where() -> None:
 @pytest.mark.parametrize("normalization", ["mean_std", "min_max", "quantiles"])
 def test_a_joint_that_hardly_moves_is_named_and_not_blown_up(normalization) -> None:
     rows = np.random.default_rng(0).normal(0.0, [1.0, 1e-5], (500, 2)).astype(np.float32)
-    with pytest.warns(UserWarning, match="action: wrist hardly vary"):
-        Statistics.of(rows).warn_of_still_entries("action", ("elbow", "wrist"))
+    with pytest.warns(UserWarning, match=f"action: wrist hardly vary by {normalization}: scaled by 0.01"):
+        warn_of_floored("action", Statistics.of(rows), ("elbow", "wrist"), normalization)
     normalizer = Normalizer.of(Statistics.of(rows), normalization)
     assert normalizer.scale[1] == SMALLEST_SCALE
     assert np.abs(normalizer.forward(rows + np.array([0, 1e-3], np.float32))[:, 1]).max() < 1.0
+
+
+def test_who_is_warned_of_depends_on_the_normalisation() -> None:
+    """A finger that moves in one frame of 200 has a deviation, and yet both quantiles at rest."""
+    rows = np.zeros((1000, 1))
+    rows[::200] = 1.0
+    found = Statistics.of(rows)
+    with pytest.warns(UserWarning, match="action: 0 hardly vary by quantiles"):
+        warn_of_floored("action", found, (), "quantiles")
+    with warnings.catch_warnings(action="error"):
+        warn_of_floored("action", found, (), "mean_std")
+        warn_of_floored("action", found, (), "min_max")
 
 
 def test_statistics_are_exact() -> None:
