@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robostack.core.transformer import FeedForward, Projections
+from robostack.core.transformer_parts import HIDDEN
 
 OptimizerName = Literal["adamw", "muon"]
 
@@ -102,7 +102,7 @@ def hidden_matrices(module: nn.Module) -> dict[str, Tensor]:
     return {
         f"{path}.{name}.weight": layer.weight
         for path, part in module.named_modules()
-        if isinstance(part, Projections | FeedForward)
+        if isinstance(part, HIDDEN)
         for name, layer in part.named_children()
         if isinstance(layer, nn.Linear)
     }
