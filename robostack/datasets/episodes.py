@@ -52,6 +52,8 @@ class Frames:
     shape: tuple[int, int, int, int]
     """(frames, height, width, 3)."""
     read: Callable[[], Iterator[UInt8[np.ndarray, "height width 3"]]]
+    check: Callable[[], None] = lambda: None
+    """Raises DataError for what can be seen to be wrong without decoding, such as a video that is too short."""
 
     def __len__(self) -> int:
         return self.shape[0]

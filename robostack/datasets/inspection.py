@@ -1,7 +1,8 @@
 """What is in a data set, and what is wrong with it: one pass over the episodes of any format.
 
 One episode is in memory at a time. Numbers are measured whole; images only in a few episodes spread over the data
-set, three frames each. The pass keeps running figures and small samples, whose size does not grow with the data.
+set, three frames each, but every video is held to the end it must reach. The pass keeps running figures and small
+samples, whose size does not grow with the data.
 
 A jump is a step between two neighbouring frames that nothing real makes: an angle (unit rad or deg) faster than
 `max_joint_speed`; any other entry by more than half of its whole range and ten times its mean step. Entries of a few
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from robostack.datasets.episodes import Column, DataError, EpisodeReader, Feature
+from robostack.datasets.episodes import Column, DataError, EpisodeReader, Feature, Frames
 from robostack.datasets.findings import (
     KINDS,
     STEPS_KEPT,
@@ -164,10 +165,9 @@ class _Survey:
             rows = np.asarray(episode.columns[key]).reshape(self.lengths[number], -1).astype(np.float64)
             self._measure(number, key, running, rows)
         self._look_at_tasks(number, episode.task)
-        if number in self.sampled:
-            for key, feature in self.reader.features.items():
-                if feature.is_image:
-                    self._look_at_camera(number, key, episode.columns[key])
+        for key, feature in self.reader.features.items():
+            if feature.is_image:
+                self._look_at_camera(number, key, episode.columns[key])
 
     def _check(self, columns: Mapping[str, Column], length: int) -> None:
         for key, feature in self.reader.features.items():
@@ -233,9 +233,12 @@ class _Survey:
             self._place("no task").add(number, empty[0] if empty else 0, count=max(len(empty), 1))
 
     def _look_at_camera(self, number: int, key: str, frames: Column) -> None:
-        length = min(len(frames), FRAMES_DECODED)
+        """Checks a camera without decoding; of the sampled episodes it also decodes some frames."""
+        length = min(len(frames), FRAMES_DECODED) if number in self.sampled else 0
         wanted = sorted({0, length // 2, length - 1}) if length else []
         try:
+            if isinstance(frames, Frames):
+                frames.check()
             chosen = dict(zip(wanted, _frames(frames, wanted), strict=True))
         except DataError as error:
             text = f"{key} of episode {number} cannot be read: {_line(error)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from robostack.datasets.episodes import BOOKKEEPING, Column, DataError, Episode, Feature, Frames
 from robostack.datasets.lerobot_layout import Place, inside, numbers, one_line, read_feature, read_metadata
-from robostack.datasets.video import decode_frames
+from robostack.datasets.video import decode_frames, video_end
 from robostack.extras import require_extra
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class LeRobotReader:
         self._tasks, self._places, self._version = meta.tasks, meta.places, meta.version
         self._open: tuple[Path, pq.ParquetFile] | None = None
         self._kept: tuple[Path, list[int], pa.Table] | None = None
+        self._end: tuple[Path, Fraction | None] | None = None
 
     @property
     def episodes(self) -> int:
@@ -96,7 +98,8 @@ class LeRobotReader:
             if feature.is_image:
                 shown = key in place.videos
                 read = partial(self._shown, episode, key, times) if shown else partial(self._pictures, episode, key)
-                columns[key] = Frames((place.length, *feature.shape), read)  # pyright: ignore[reportArgumentType]
+                check = partial(self._check_end, episode, key, times) if shown else lambda: None
+                columns[key] = Frames((place.length, *feature.shape), read, check)  # pyright: ignore[reportArgumentType]
         return Episode({key: columns[key] for key in self.features}, [self._tasks[index] for index in task.tolist()])
 
     def _failure(self, episode: int, file: Path, what: str) -> DataError:
@@ -176,12 +179,27 @@ class LeRobotReader:
                 yield frame
                 index += 1
         except StopIteration:
-            what = (
-                f"the video ends before frame {index}, due at {due[index]:.4f} s; the table has {place.length} frames"
-            )
-            raise fail(f"{what}: restore it from a copy") from None
+            raise self._ends_early(episode, file, index, due) from None
         except (OSError, ValueError, FFmpegError) as error:
             raise fail(f"frame {index}: {one_line(error)}") from error
+
+    def _check_end(self, episode: int, key: str, times: np.ndarray) -> None:
+        """Raises DataError when the video ends before the episode does."""
+        from av.error import FFmpegError
+
+        file, start = self._places[episode].videos[key]
+        if self._end is None or self._end[0] != file:
+            try:
+                self._end = (file, video_end(self.path / file))
+            except (OSError, ValueError, FFmpegError) as error:
+                raise self._failure(episode, file, one_line(error)) from error
+        due, end = start + times, self._end[1]
+        if end is not None and due[-1] > float(end) - TOLERANCE:
+            raise self._ends_early(episode, file, int(np.argmax(due > float(end) - TOLERANCE)), due)
+
+    def _ends_early(self, episode: int, file: Path, index: int, due: Sequence[float] | np.ndarray) -> DataError:
+        what = f"the video ends before frame {index}, due at {due[index]:.4f} s; the table has {len(due)} frames"
+        return self._failure(episode, file, f"{what}: restore it from a copy")
 
 
 def _parquet(path: Path) -> pq.ParquetFile:

@@ -185,6 +185,26 @@ def decode_frames(
             yield frame.to_ndarray(format="rgb24"), time
 
 
+def video_end(path: Path | str) -> Fraction | None:
+    """When the last frame of a video ends, in seconds, as its header says it; None where it does not. Decodes nothing.
+
+    Raises:
+        MissingExtraError: PyAV is not installed.
+        ValueError: the file is no video.
+        OSError: the file cannot be read.
+    """
+    require_extra("av", "report")
+    import av
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError(f"expected a video, {path} holds none")
+        stream = container.streams.video[0]
+        if stream.duration is None:
+            return None
+        return ((stream.start_time or 0) + stream.duration) * _time_base(stream.time_base, path)
+
+
 def read_frames(path: Path | str) -> tuple[UInt8[np.ndarray, "frames height width 3"], list[Fraction]]:
     """All frames of a video as RGB, and when each is shown, in seconds (exact).
 

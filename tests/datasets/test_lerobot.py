@@ -19,7 +19,7 @@ from lerobot.datasets.compute_stats import auto_downsample_height_width, sample_
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
 
-from robostack.datasets.episodes import BOOKKEEPING, DataError, Feature
+from robostack.datasets.episodes import BOOKKEEPING, DataError, Feature, Frames
 from robostack.datasets.lerobot_reader import LeRobotReader
 from robostack.datasets.lerobot_statistics import PictureStatistics, sampled
 from robostack.datasets.lerobot_writer import LeRobotWriter
@@ -117,7 +117,10 @@ def test_robostack_reads_what_lerobot_writes(by_lerobot, images):
     for seed, length in enumerate(LENGTHS):
         episode, written = reader.read_episode(seed), make_arm_episode(length, seed)
         assert episode.task == arm_tasks(length, seed) and reader.length(seed) == length
-        frames = list(episode.columns[TOP])
+        camera = episode.columns[TOP]
+        assert isinstance(camera, Frames)
+        camera.check()
+        frames = list(camera)
         for key, rows in written.items():
             if key != TOP or images == "image":
                 assert np.array_equal(np.stack(list(episode.columns[key])), rows)
@@ -304,6 +307,9 @@ def test_old_versions_read_the_same_before_and_after_lerobots_conversion(tmp_pat
     episodes = [reader.read_episode(index) for index in range(3)]
     for seed, (episode, length) in enumerate(zip(episodes, LENGTHS, strict=True)):
         assert episode.task == arm_tasks(length, seed)
+        camera = episode.columns[TOP]
+        assert isinstance(camera, Frames)
+        camera.check()
         for key, rows in make_arm_episode(length, seed).items():
             back = np.stack(list(episode.columns[key]))
             assert back.dtype == rows.dtype and back.shape == rows.shape

@@ -15,6 +15,7 @@ from support import ARM_FEATURES, arm_tasks, make_arm_episode
 
 from robostack.datasets import lerobot_assembly
 from robostack.datasets.episodes import DataError
+from robostack.datasets.inspection import InspectConfig, inspect
 from robostack.datasets.lerobot_layout import read_feature
 from robostack.datasets.lerobot_reader import LeRobotReader
 from robostack.datasets.lerobot_writer import LeRobotWriter
@@ -181,6 +182,17 @@ def test_a_file_of_many_episodes_that_ends_early_costs_only_those_it_lacks(tmp_p
     for episode in (1, 2):
         with pytest.raises(DataError, match=f"file-000.parquet, episode {episode}: the file has 15 rows"):
             read(reader, episode)
+
+
+@pytest.mark.parametrize(("name", "episode"), [("video", 1), ("one", 2)])
+def test_an_inspection_finds_every_video_that_is_too_short_and_decodes_none(tmp_path, whole, name, episode):
+    path = shutil.copytree(whole[name], tmp_path / "data")
+    shorten(path / VIDEO.format("001" if name == "video" else "000"))
+    unreadable = inspect(LeRobotReader(path), InspectConfig(sampled=0, min_frames=0)).problems
+    assert [(problem.kind, problem.feature, problem.episodes) for problem in unreadable if problem.feature == TOP] == [
+        ("unreadable", TOP, (episode,))
+    ]
+    assert "the video ends before frame" in str(unreadable[0].text)
 
 
 def test_one_row_group_of_many_episodes_reads_the_same(tmp_path, whole):

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from robostack.datasets.video import H264, Codec, decode_frames, join_videos, read_frames, write_video
+from robostack.datasets.video import H264, Codec, decode_frames, join_videos, read_frames, video_end, write_video
 
 LOSSLESS = Codec("libx264rgb", "rgb24", {"crf": "0", "preset": "veryfast", "bf": "0"}, key_frames=4)
 H264_IN_ORDER = Codec("libx264", "yuv420p", {**H264.options, "bf": "0"})
@@ -108,6 +108,15 @@ def test_joined_videos_are_their_pieces_at_exact_times(tmp_path, codec, fps):
     assert np.array_equal(frames, np.concatenate([read_frames(path)[0] for path, _ in pieces]))
     assert times == [i / Fraction(fps) for i in range(34)]
     assert (tmp_path / "all.mp4").stat().st_size < sum(path.stat().st_size for path, _ in pieces)
+
+
+@pytest.mark.parametrize("codec", [H264, H264_IN_ORDER, AV1, LOSSLESS])
+@pytest.mark.parametrize("count", [1, 2, 23])
+def test_the_header_tells_when_the_last_frame_ends(tmp_path, codec, count):
+    for fps in (50, 12.5, Fraction(30000, 1001)):
+        write_video(tmp_path / "a.mp4", moving_disc(count), fps, codec)
+        end = video_end(tmp_path / "a.mp4")
+        assert end is not None and abs(end - count / Fraction(fps)) < Fraction(1, 10_000)
 
 
 def test_joining_holds_the_pieces_to_their_counts(tmp_path):
