@@ -329,6 +329,7 @@ def _print_evaluation(summary: Mapping[str, Any]) -> None:
     table.add_row("success (stage 4 at any step)", share("success"))
     table.add_row("final (stage 4 at the last step)", share("final"))
     table.add_row("highest stage reached", "  ".join(f"{s}: {n}" for s, n in summary["stages"].items()))
+    table.add_row("mean return", f"{summary['mean_return']:.1f}")
     table.add_row("chunk latency", f"{summary['latency_ms_p50']} ms median, {summary['latency_ms_p95']} ms p95")
     console.print(table)
 

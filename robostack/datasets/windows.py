@@ -1,30 +1,71 @@
 """Random windows of a data set: a batch is gathered by reading rows, not sample by sample.
 
-A window at frame t is the observation of frame t and the chunk of actions t .. t + chunk_len − 1. Past the end of
-its episode the last action is repeated and marked as padding.
+A window at frame t is what was seen up to frame t and the chunk of actions t .. t + chunk_len − 1. Past the end of its
+episode the last action is repeated and marked as padding; before its start the first observation is repeated and
+marked as not seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from robostack.datasets.episodes import DataError
 from robostack.datasets.store import EpisodeStore
 
 
 @dataclass(frozen=True)
-class Windows:
-    """A batch of B windows."""
+class History:
+    """What of the past is seen: `length` looks, `stride` control steps apart, the last of them now."""
 
-    observation: dict[str, np.ndarray]
-    """(B, *shape) by feature."""
-    action: Shaped[np.ndarray, "batch chunk_len action_dim"]
-    is_pad: Bool[np.ndarray, "batch chunk_len"]
-    task: Int[np.ndarray, " batch"]
+    length: int = 1
+    stride: int = 1
+    returns: bool = False
+    """Whether the return-to-go is seen: the sum of the rewards from a look to the end of its episode."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.stride < 1:
+            raise ValueError(f"a history needs a length and a stride of at least 1, got {self.length}, {self.stride}")
+
+    @property
+    def steps(self) -> int:
+        """Control steps from the first look to the last."""
+        return (self.length - 1) * self.stride
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What is known at B moments, in the units of data and robot."""
+
+    observation: Mapping[str, np.ndarray]
+    """(B, looks, *shape) by feature, oldest look first."""
+    seen: Bool[np.ndarray, "batch looks"]
+    """False for a look before the start of its episode, which repeats the first one."""
+    past_action: Shaped[np.ndarray, "batch past action_dim"]
+    """The actions run between the first look and the last, `History.steps` of them."""
+    acted: Bool[np.ndarray, "batch past"]
+    """False for an action before the start of the episode, which holds the first one."""
+    returns_to_go: Float[np.ndarray, "batch looks"] | None = None
+
+    @staticmethod
+    def of(observation: Mapping[str, np.ndarray], action_dim: int = 0) -> Moments:
+        """Single looks (B, *shape) without a past."""
+        batch = len(next(iter(observation.values())))
+        looks = {key: rows[:, None] for key, rows in observation.items()}
+        nothing = np.zeros((batch, 0, action_dim), np.float32)
+        return Moments(looks, np.ones((batch, 1), bool), nothing, np.zeros((batch, 0), bool))
+
+
+@dataclass(frozen=True)
+class Windows(Moments):
+    """Moments of a data set and what was done then."""
+
+    action: Shaped[np.ndarray, "batch chunk_len action_dim"] = field(kw_only=True)
+    is_pad: Bool[np.ndarray, "batch chunk_len"] = field(kw_only=True)
+    task: Int[np.ndarray, " batch"] = field(kw_only=True)
     """Index into the texts of the data set."""
 
 
@@ -45,11 +86,18 @@ class WindowSampler:
         chunk_len: int,
         frame_stride: int = 1,
         rate: float | None = None,
+        history: History = History(),
     ) -> None:
         store.require([*observation_keys, "action"])
         self._frames_a_step = store.fps / (rate or store.fps)
-        # Frames from the first action of a chunk to its last, or to the frame after it where it lies between two.
-        self._span = 1 + int(np.ceil(round((chunk_len - 1) * self._frames_a_step, 9)))
+        # Frames from the present to each look, and to each action of the past and of the chunk.
+        looks = np.arange(1 - history.length, 1) * history.stride
+        self._looks = np.round(looks * self._frames_a_step).astype(np.int64)
+        self._offsets = np.arange(-history.steps, chunk_len) * self._frames_a_step
+        self._returns = returns_to_go(store) if history.returns else None
+        # Frames from the present to the first and the last of these actions, or to the frame beyond.
+        self._before, after = (int(np.ceil(round(abs(offset), 9))) for offset in self._offsets[[0, -1]])
+        self._span = after + 1
         lengths = store.episode_ends - store.episode_starts
         if not len(lengths) or lengths.max() < self._span:
             longest = int(lengths.max()) if len(lengths) else 0
@@ -59,7 +107,7 @@ class WindowSampler:
             )
         if self._frames_a_step != 1.0 and store.features["action"].dtype not in ("float32", "float64"):
             raise DataError(f"{store.path}: actions of {store.features['action'].dtype} cannot be brought to {rate} Hz")
-        self._store, self._keys, self._chunk_len, self._stride = store, tuple(observation_keys), chunk_len, frame_stride
+        self._store, self._keys, self._past, self._stride = store, tuple(observation_keys), history.steps, frame_stride
 
     def __len__(self) -> int:
         """How many windows there are to draw from."""
@@ -72,28 +120,60 @@ class WindowSampler:
     def gather(self, windows: Int[np.ndarray, " batch"]) -> Windows:
         """The windows numbered `windows`, 0 <= number < len(self). Raises DataError, naming episode and frame, for
         numbers that are not finite."""
-        frames = windows * self._stride
-        store = self._store
-        end = store.episode_ends[np.searchsorted(store.episode_ends, frames, side="right")]
-        # Near the end of the data a span is read from further ahead, and its first rows are not used.
-        starts = np.minimum(frames, store.frames - self._span)
-        rows = store.windows("action", starts, self._span)
-        last = (end - 1 - frames)[:, None]
-        steps = np.arange(self._chunk_len) * self._frames_a_step
-        is_pad = steps > last + 1e-6  # steps at another rate are rounded
-        if self._frames_a_step != 1.0:
-            action = _interpolate(rows, (frames - starts)[:, None] + np.minimum(steps, last))
-        else:
-            action = rows
-            moved = np.flatnonzero(is_pad.any(1) | (starts < frames))
-            taken = (frames - starts)[moved, None] + np.minimum(np.arange(self._chunk_len), last[moved])
-            action[moved] = rows[moved[:, None], taken]
-        observation = {key: store.gather(key, frames) for key in self._keys}
-        for key, values in (("action", action), *observation.items()):
+        frames, store = windows * self._stride, self._store
+        episode = np.searchsorted(store.episode_ends, frames, side="right")
+        first, last = store.episode_starts[episode][:, None], store.episode_ends[episode][:, None] - 1
+        actions = self._actions(frames[:, None], first, last)
+        past, action = actions[:, : self._past], actions[:, self._past :]
+        steps = frames[:, None] + self._offsets
+        # A step at another rate is rounded: it counts as outside by more than that.
+        acted = steps[:, : self._past] >= first - 1e-6
+        is_pad = steps[:, self._past :] > last + 1e-6
+        looks = frames[:, None] + self._looks
+        shown = np.maximum(looks, first)
+        observation = {key: self._at(key, shown) for key in self._keys}
+        for key, values in (("action", actions), *observation.items()):
             if values.dtype.kind == "f" and not np.isfinite(values).all():
-                first = int(frames[np.argwhere(~np.isfinite(values))[0][0]])
-                store.read_finite(key, first, min(first + self._span, store.frames))
-        return Windows(observation, action, is_pad, store.tasks_at(frames))
+                row = int(np.argwhere(~np.isfinite(values))[0][0])
+                start = max(int(first[row, 0]), int(frames[row]) - self._before)
+                store.read_finite(key, start, min(int(frames[row]) + self._span, store.frames))
+        returns = None if self._returns is None else self._returns[shown]
+        seen, task = looks >= first, store.tasks_at(frames)
+        return Windows(observation, seen, past, acted, returns, action=action, is_pad=is_pad, task=task)
+
+    def _actions(self, frames: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """The actions at all offsets from `frames` (batch, 1), held at the ends of the episode: (batch, steps, dim)."""
+        # Near the ends of the data a span is read from further inside, and some of its rows are not used.
+        length = min(self._before + self._span, self._store.frames)
+        starts = np.clip(frames - self._before, 0, self._store.frames - length)
+        rows = self._store.windows("action", starts[:, 0], length)
+        wanted = np.clip(frames + self._offsets, first, last) - starts
+        if self._frames_a_step != 1.0:
+            return _interpolate(rows, wanted)
+        at = wanted.astype(np.int64)
+        if length != at.shape[1]:
+            return rows[np.arange(len(rows))[:, None], at]
+        moved = np.flatnonzero((at != np.arange(length)).any(1))
+        rows[moved] = rows[moved[:, None], at[moved]]
+        return rows
+
+    def _at(self, key: str, frames: Int[np.ndarray, "batch looks"]) -> np.ndarray:
+        """Rows of a feature, (batch, looks, *shape)."""
+        rows = self._store.gather(key, frames.ravel())
+        return rows.reshape(*frames.shape, *rows.shape[1:])
+
+
+def returns_to_go(store: EpisodeStore) -> Float[np.ndarray, " frames"]:
+    """The sum of `next.reward` from each frame to the end of its episode, float32.
+
+    Raises DataError when there is no reward, or one that is not finite.
+    """
+    store.require(["next.reward"])
+    returns = np.empty(store.frames, np.float32)
+    for start, end in zip(store.episode_starts, store.episode_ends, strict=True):
+        rewards = store.read_finite("next.reward", int(start), int(end)).astype(np.float64).reshape(end - start)
+        returns[start:end] = np.cumsum(rewards[::-1])[::-1]
+    return returns
 
 
 def _interpolate(

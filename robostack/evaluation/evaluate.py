@@ -20,6 +20,7 @@ from robostack.evaluation.rollout import SUCCESS_STAGE, Episode, run_episodes
 from robostack.extras import require_extra
 from robostack.policies.checkpoint import Checkpoint
 from robostack.provenance import describe_run
+from robostack.runtime.chunks import newest, temporal_ensemble
 
 EVALUATION_SEED = 1_000_000
 """Where evaluation seeds start unless told otherwise: far from those of demonstrations, which start at 0."""
@@ -40,6 +41,11 @@ class EvalConfig:
     """Films at most so many successes and so many failures for the report."""
     execute_len: int | None = None
     """Actions run of each chunk; the policy's own number when not given."""
+    ensemble: float | None = None
+    """Averages what overlapping chunks say of a step, the i-th oldest weighted by exp(-ensemble * i), as ACT does;
+    without it the newest chunk is run. Chunks overlap where execute_len is smaller than chunk_len."""
+    target_return: float | None = None
+    """What a policy that is conditioned on the return is asked to earn; by default the largest return of its data."""
     out: Path | None = None
     """Folder of the results; RUN/eval-ENV when not given. Must not exist yet."""
 
@@ -48,6 +54,8 @@ class EvalConfig:
             raise ValueError(f"episodes must be at least 1, got {self.episodes}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.ensemble is not None and self.ensemble < 0.0:
+            raise ValueError(f"ensemble must not be negative, got {self.ensemble}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
         _keep_apart(seeds, checkpoint)
         folder = config.out or Path(run) / f"eval-{config.env}"
         name, training_log = checkpoint.policy, _training_log(checkpoint)
-        make_actor = partial(PolicyActor, checkpoint.path, execute_len=config.execute_len)
+        make_actor = partial(_policy_actor, checkpoint.path, config)
         execute_len = config.execute_len or checkpoint.config.execute_len
     if folder.exists():
         raise FileExistsError(f"{folder} already exists: choose another with --out or remove it first")
@@ -96,6 +104,8 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
     summary = {
         **summarize(config.env, name, config.seed, episodes),
         "execute_len": execute_len,
+        "ensemble": config.ensemble,
+        "target_return": config.target_return,
         "wall_s": round(time.perf_counter() - begun, 1),
         "task": envs.make(config.env).get_wrapper_attr("task"),
         **describe_run(),
@@ -107,6 +117,11 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
     (folder / "episodes.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     write_report(folder / "report.html", summary, records, training_log, filmed)
     return Evaluation(summary, tuple(episodes), folder)
+
+
+def _policy_actor(checkpoint: Path, config: EvalConfig) -> PolicyActor:
+    blend = newest if config.ensemble is None else temporal_ensemble(config.ensemble)
+    return PolicyActor(checkpoint, "cpu", config.execute_len, blend, config.target_return)
 
 
 def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -123,6 +138,7 @@ def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode]) -> 
         "success_interval": list(wilson_interval(successes, count)),
         "final": finals / count,
         "final_interval": list(wilson_interval(finals, count)),
+        "mean_return": sum(e.total_reward for e in episodes) / count,
         "latency_ms_p50": round(float(np.quantile(latencies, 0.50)), 2),
         "latency_ms_p95": round(float(np.quantile(latencies, 0.95)), 2),
         "stages": {str(s): sum(e.stage_max == s for e in episodes) for s in range(SUCCESS_STAGE + 1)},

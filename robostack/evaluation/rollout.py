@@ -6,10 +6,10 @@ workers and beside any other episodes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,37 +41,34 @@ class Episode:
     first_success_step: int | None
     diverged_step: int | None
     """Where the simulation broke down under the actor's actions, which ends the episode as a failure."""
+    total_reward: float
+    """The sum of the rewards: the return that a decision transformer is asked for."""
     latencies_ms: tuple[float, ...]
-    """Wall time of each call of the actor."""
+    """Wall time of each chunk or plan."""
 
 
 def run_episode(env: gym.Env, actor: Actor, seed: int, video: Path | None = None) -> Episode:
     """One episode from `seed` to its time limit, as a video (25 frames/s) if a path is given."""
-    observation, info = env.reset(seed=seed)
+    observation, _ = env.reset(seed=seed)
     actor.begin(env, seed)
     stages: list[int] = []
-    latencies: list[float] = []
+    rewards: list[float] = []
     frames: list[np.ndarray] = []
     over, diverged = False, None
     while not over:
-        looked = _look(env, observation, actor)
-        begun = time.perf_counter()
-        chunk = actor.act(looked)
-        latencies.append(1000.0 * (time.perf_counter() - begun))
-        if not np.isfinite(chunk).all():
+        if video is not None and len(stages) % VIDEO_STRIDE == 0:
+            frames.append(_picture(env))
+        action = actor.act(partial(_look, env, observation, actor), rewards[-1] if rewards else 0.0)
+        if not np.isfinite(action).all():
             raise ValueError(f"the policy put out actions that are not finite in the episode of seed {seed}")
-        for action in chunk:
-            if video is not None and len(stages) % VIDEO_STRIDE == 0:
-                frames.append(_picture(env))
-            try:
-                observation, _, terminated, truncated, info = env.step(action)
-            except FloatingPointError:
-                diverged, over = len(stages), True
-            else:
-                stages.append(info["stage"])
-                over = terminated or truncated
-            if over:
-                break
+        try:
+            observation, reward, terminated, truncated, info = env.step(action)
+        except FloatingPointError:
+            diverged, over = len(stages), True
+        else:
+            stages.append(info["stage"])
+            rewards.append(float(reward))
+            over = terminated or truncated
     if video is not None:
         from robostack.datasets.video import write_video
 
@@ -85,7 +82,8 @@ def run_episode(env: gym.Env, actor: Actor, seed: int, video: Path | None = None
         stage_final=stages[-1] if diverged is None else 0,
         first_success_step=reached[0] if reached else None,
         diverged_step=diverged,
-        latencies_ms=tuple(latencies),
+        total_reward=sum(rewards),
+        latencies_ms=tuple(actor.latencies_ms),
     )
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
+from robostack.serialize import from_json, to_json
 
-FORMAT = "robostack-checkpoint-2"
+FORMAT = "robostack-checkpoint-3"
 
 POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {"pi0": (Pi0Config, Pi0)}
 """Policy name to its config and its module."""
@@ -62,8 +63,8 @@ class Checkpoint:
             return Checkpoint(
                 folder,
                 values["policy"],
-                config_type(**values["config"]),
-                Processor.from_json(values["processor"]),
+                from_json(config_type, values["config"]),
+                from_json(Processor, values["processor"]),
                 values["step"],
                 values["training"],
             )
@@ -100,8 +101,8 @@ class Checkpoint:
         description = {
             "format": FORMAT,
             "policy": self.policy,
-            "config": asdict(self.config),
-            "processor": self.processor.to_json(),
+            "config": to_json(self.config),
+            "processor": to_json(self.processor),
             "step": self.step,
             "training": self.training,
         }

@@ -23,6 +23,7 @@ from robostack.core.flow_training import TimeSampling, sample_time
 from robostack.core.text import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
 from robostack.core.vision import KeypointEncoder
+from robostack.datasets.windows import History
 from robostack.policies.protocol import Interface, Observation
 
 Prediction = Literal["velocity", "data"]
@@ -48,8 +49,6 @@ class Pi0Config:
     heads: int = 4
     kv_heads: int = 1
     head_dim: int = 32
-    state_noise: float = 0.03
-    """Deviation of the noise on the normalised state in training, so that small errors are answered by a way back."""
     prediction: Prediction = "data"
     """What the expert puts out: the clean chunk, or the velocity of the path."""
     loss: Prediction = "data"
@@ -67,6 +66,10 @@ class Pi0Config:
             raise ValueError(f"execute_len must lie in 1..chunk_len = {self.chunk_len}, got {self.execute_len}")
         if self.prediction == "velocity" and self.loss == "data":
             raise ValueError("prediction 'velocity' has its loss on the velocity: set loss to 'velocity'")
+
+    @property
+    def history(self) -> History:
+        return History()
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,7 @@ class Pi0(nn.Module):
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)
         t = sample_time(self.config.time_sampling, len(actions), generator, actions.device)
         point = self.path.sample(noise, actions, t)
-        state = observation.state
-        if self.config.state_noise:
-            state = state + self.config.state_noise * torch.randn(state.shape, generator=generator, device=state.device)
-        predicted = self.predict(self.encode_prefix(observation), state, point.x_t, t)
+        predicted = self.predict(self.encode_prefix(observation), observation.state[:, -1], point.x_t, t)
         target = point.x_1 if self.config.loss == "data" else point.velocity
         if self.config.prediction == "data" and self.config.loss == "velocity":
             predicted = self.path.velocity_from_data(point.x_t, predicted, t, self.config.smallest_sigma)
@@ -129,7 +129,7 @@ class Pi0(nn.Module):
         self, observation: Observation, generator: torch.Generator
     ) -> Float[Tensor, "batch chunk_len action_dim"]:
         """Integrates the flow from noise drawn from `generator`, in `sample_steps` equal steps."""
-        prefix, state = self.encode_prefix(observation), observation.state
+        prefix, state = self.encode_prefix(observation), observation.state[:, -1]
         shape = (len(state), self.config.chunk_len, self.interface.action_dim)
         noise = torch.randn(shape, generator=generator, device=state.device)
         times = torch.linspace(0.0, 1.0, self.config.sample_steps + 1, device=state.device)
@@ -148,7 +148,7 @@ class Pi0(nn.Module):
         if not self.cameras:
             # Without images the prefix depends on the task alone: encode each task of the batch once.
             text, inverse = torch.unique(text, dim=0, return_inverse=True)
-        tokens = [encoder(observation.images[name]) for name, encoder in self.cameras.items()]
+        tokens = [encoder(observation.images[name][:, -1]) for name, encoder in self.cameras.items()]
         seen = [observation.present[name][:, None] for name in self.cameras]
         valid = torch.cat([*seen, text != PADDING], dim=1)
         tokens = torch.cat([*tokens, self.word(text)], dim=1)

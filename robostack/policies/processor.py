@@ -8,9 +8,8 @@ action vector: each fills the entries that it has, and the rest is zero and does
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from robostack.datasets.mixture import Layout, name_robots, pooled_relative_stat
 from robostack.datasets.normalize import Normalization, Normalizer, warn_of_floored
 from robostack.datasets.statistics import SMALLEST_SCALE, Statistics
 from robostack.datasets.store import EpisodeStore
-from robostack.datasets.windows import Windows
+from robostack.datasets.windows import History, Moments, Windows, returns_to_go
 from robostack.policies.protocol import Interface, Observation
 
 STATE = "observation.state"
@@ -69,6 +68,8 @@ class Processor:
     rate: float
     """Actions a second."""
     scaling: Scaling
+    largest_return: float | None = None
+    """Of the training data, in size; None for a policy that sees no returns."""
 
     @staticmethod
     def of(
@@ -78,6 +79,7 @@ class Processor:
         robots: Sequence[str] = (),
         rate: float | None = None,
         scaling: Scaling = Scaling(),
+        history: History = History(),
     ) -> Processor:
         """The processor for the observation features `keys` of data sets; for all of them when none is named.
 
@@ -88,6 +90,7 @@ class Processor:
             robots: the robot of each data set; as they record it when none is named.
             rate: actions a second; needed when the data sets differ in it.
             scaling: how numbers are scaled.
+            history: what of the past the policy sees.
 
         Raises:
             DataError: a feature is missing, the data sets have no state to observe or do not fit together. Warns of
@@ -125,6 +128,7 @@ class Processor:
             },
             rate=rate or rates[0],
             scaling=scaling,
+            largest_return=_largest_return(stores) if history.returns else None,
         )
 
     @property
@@ -172,23 +176,19 @@ class Processor:
         }
 
     def observe(
-        self,
-        observation: Mapping[str, np.ndarray],
-        tasks: Sequence[str],
-        robot: str,
-        device: torch.device | str = "cpu",
+        self, moments: Moments, tasks: Sequence[str], robot: str, device: torch.device | str = "cpu"
     ) -> Observation:
-        """Raw observations (batch, ...) of one robot by data set key, and the batch's task texts, as a policy's.
+        """What one robot saw at a batch of moments, with the batch's task texts, as a policy's observation.
 
         Raises DataError for a missing key, a wrong shape or values that are not finite.
         """
-        known, batch = self.robots[robot], len(tasks)
+        known, (batch, looks) = self.robots[robot], moments.seen.shape
         states = []
         for key, size in self.state.items():
             if key not in known.places:
-                states.append(np.zeros((batch, size), np.float32))
+                states.append(np.zeros((batch, looks, size), np.float32))
                 continue
-            rows = self._checked(observation, key, (batch, len(known.places[key])))
+            rows = self._checked(moments, key, (batch, looks, len(known.places[key])))
             if not np.isfinite(rows).all():
                 raise DataError(f"{key} is not finite: the sensor or the data is broken")
             unit = self._normalizers[robot][key].forward(rows.astype(np.float32, copy=False))
@@ -196,23 +196,34 @@ class Processor:
         images, present = {}, {}
         for name, size in self.cameras.items():
             if name in known.cameras:
-                images[name] = self._checked(observation, IMAGES + name, (batch, *size, 3))
+                images[name] = self._checked(moments, IMAGES + name, (batch, looks, *size, 3))
             else:
-                images[name] = np.zeros((batch, *size, 3), np.uint8)
+                images[name] = np.zeros((batch, looks, *size, 3), np.uint8)
             present[name] = torch.full((batch,), name in known.cameras, device=device)
+        past = self.normalize_actions(moments.past_action, moments, robot, device)
         return Observation(
-            state=torch.from_numpy(np.concatenate(states, axis=1)).to(device),
+            state=torch.from_numpy(np.concatenate(states, axis=2)).to(device),
             text=torch.from_numpy(self.vocabulary.encode(tasks)).to(device),
             images={name: torch.from_numpy(frames).to(device) for name, frames in images.items()},
             present=present,
+            seen=torch.from_numpy(moments.seen).to(device),
+            past_actions=past * torch.from_numpy(moments.acted).to(device)[..., None],
+            returns_to_go=self._scaled_returns(moments, device),
         )
 
-    def _checked(self, observation: Mapping[str, np.ndarray], key: str, shape: tuple[int, ...]) -> np.ndarray:
-        if key not in observation:
-            raise DataError(f"the policy observes {key}, got only {', '.join(observation)}")
-        if observation[key].shape != shape:
-            raise DataError(f"{key}: expected shape {shape}, got {observation[key].shape}")
-        return observation[key]
+    def _checked(self, moments: Moments, key: str, shape: tuple[int, ...]) -> np.ndarray:
+        if key not in moments.observation:
+            raise DataError(f"the policy observes {key}, got only {', '.join(moments.observation)}")
+        if (rows := moments.observation[key]).shape != shape:
+            raise DataError(f"{key}: expected shape {shape}, got {rows.shape}")
+        return rows
+
+    def _scaled_returns(self, moments: Moments, device: torch.device | str) -> Tensor | None:
+        if self.largest_return is None:
+            return None
+        if moments.returns_to_go is None:
+            raise DataError("the policy is conditioned on the return-to-go, and got none: give a target return")
+        return torch.from_numpy((moments.returns_to_go / self.largest_return).astype(np.float32)).to(device)
 
     def training_batch(
         self, parts: Sequence[tuple[str, Windows, Sequence[str]]], device: torch.device | str = "cpu"
@@ -220,10 +231,8 @@ class Processor:
         """Windows of several robots, (robot, windows, task texts) each, as one batch: what the policy sees, the actions
         it should find, and which of these numbers count: those before the end of their episode, of joints that the
         robot has."""
-        seen = [self.observe(windows.observation, texts, robot, device) for robot, windows, texts in parts]
-        actions = [
-            self.normalize_actions(windows.action, windows.observation, robot, device) for robot, windows, _ in parts
-        ]
+        seen = [self.observe(windows, texts, robot, device) for robot, windows, texts in parts]
+        actions = [self.normalize_actions(windows.action, windows, robot, device) for robot, windows, _ in parts]
         counts = []
         for robot, windows, _ in parts:
             has = torch.zeros(self.action_dim, dtype=torch.bool)
@@ -233,56 +242,41 @@ class Processor:
 
     def normalize_actions(
         self,
-        actions: Shaped[np.ndarray, "batch chunk_len entries"],
-        observation: Mapping[str, np.ndarray],
+        actions: Shaped[np.ndarray, "batch steps entries"],
+        moments: Moments,
         robot: str,
         device: torch.device | str = "cpu",
-    ) -> Float[Tensor, "batch chunk_len action_dim"]:
-        """Actions in the robot's units to the policy's. `observation` is what was seen when the chunk began."""
-        moved = actions.astype(np.float32, copy=False) - self._reference(observation, robot)
+    ) -> Float[Tensor, "batch steps action_dim"]:
+        """Actions in the robot's units to the policy's. `moments` is what was seen when the chunk began."""
+        moved = actions.astype(np.float32, copy=False) - self._reference(moments, robot)
         unit = self._normalizers[robot]["action"].forward(moved)
         return torch.from_numpy(_spread(unit, self.robots[robot].places["action"], self.action_dim)).to(device)
 
     def denormalize_actions(
-        self, actions: Float[Tensor, "batch chunk_len action_dim"], observation: Mapping[str, np.ndarray], robot: str
-    ) -> Shaped[np.ndarray, "batch chunk_len entries"]:
+        self, actions: Float[Tensor, "batch steps action_dim"], moments: Moments, robot: str
+    ) -> Shaped[np.ndarray, "batch steps entries"]:
         """The policy's actions in the robot's units; undoes `normalize_actions`."""
         unit = actions.float().cpu().numpy()[..., list(self.robots[robot].places["action"])]
-        return self._normalizers[robot]["action"].inverse(unit) + self._reference(observation, robot)
+        return self._normalizers[robot]["action"].inverse(unit) + self._reference(moments, robot)
 
-    def _reference(self, observation: Mapping[str, np.ndarray], robot: str) -> np.ndarray:
-        """What actions are relative to, (batch, 1, entries) or 0."""
+    def _reference(self, moments: Moments, robot: str) -> np.ndarray:
+        """What actions are relative to, the state at the last look: (batch, 1, entries) or 0."""
         relative = self.robots[robot].relative
         if not any(relative):
             return np.zeros((), np.float32)
-        if STATE not in observation:
-            raise DataError(f"relative actions need {STATE}, got only {', '.join(observation)}")
-        return (observation[STATE].astype(np.float32, copy=False) * np.asarray(relative, np.float32))[:, None]
+        if STATE not in moments.observation:
+            raise DataError(f"relative actions need {STATE}, got only {', '.join(moments.observation)}")
+        now = moments.observation[STATE][:, -1:].astype(np.float32, copy=False)
+        return now * np.asarray(relative, np.float32)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Processor:
-        """Undoes `to_json`; raises KeyError, TypeError or DataError where something is missing or unknown."""
-        scaling = values["scaling"]
-        return Processor(
-            state=values["state"],
-            action_dim=values["action_dim"],
-            cameras={name: (int(size[0]), int(size[1])) for name, size in values["cameras"].items()},
-            vocabulary=Vocabulary(tuple(values["vocabulary"]["words"]), values["vocabulary"]["length"]),
-            robots={
-                name: Robot(
-                    statistics={key: Statistics.from_json(s) for key, s in robot["statistics"].items()},
-                    places={key: tuple(places) for key, places in robot["places"].items()},
-                    cameras=tuple(robot["cameras"]),
-                    relative=tuple(robot["relative"]),
-                )
-                for name, robot in values["robots"].items()
-            },
-            rate=values["rate"],
-            scaling=Scaling(**{**scaling, "absolute_entries": tuple(scaling["absolute_entries"])}),
+def _largest_return(stores: Sequence[EpisodeStore]) -> float:
+    largest = max(float(np.abs(returns_to_go(store)).max(initial=0.0)) for store in stores)
+    if not largest:
+        raise DataError(
+            f"{stores[0].path}: every reward is zero, and the policy is conditioned on the return: use others"
         )
+    return largest
 
 
 def _cameras(keys: Sequence[str], features: Mapping[str, Mapping[str, Feature]]) -> dict[str, tuple[int, int]]:

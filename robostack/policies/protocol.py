@@ -4,35 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from robostack.datasets.windows import History
+
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees, for a batch of B moments. Numbers are normalised, images are as the camera gave them."""
+    """What a policy sees, for a batch of B moments. Numbers are normalised, images are as the camera gave them.
 
-    state: Float[Tensor, "batch state_dim"]
+    A moment has several looks, oldest first and the present last, as the policy's `History` asks; most have one.
+    """
+
+    state: Float[Tensor, "batch looks state_dim"]
     text: Int[Tensor, "batch words"]
     """Word ids of the task, 0 where there is no word."""
-    images: Mapping[str, UInt8[Tensor, "batch height width 3"]]
+    images: Mapping[str, UInt8[Tensor, "batch looks height width 3"]]
     """Camera name to frames."""
     present: Mapping[str, Bool[Tensor, " batch"]]
     """Camera name to whether the robot has it; where it has not, the frame is black and must not be looked at."""
+    seen: Bool[Tensor, "batch looks"]
+    """False for a look before the start of the episode, which repeats the first one."""
+    past_actions: Float[Tensor, "batch past action_dim"]
+    """The actions run between the first look and the present; zero before the start of the episode."""
+    returns_to_go: Float[Tensor, "batch looks"] | None = None
+    """What is still to be earned, in parts of the largest return of the training data; for a `History` that asks."""
 
     @staticmethod
     def concatenate(parts: Sequence[Observation]) -> Observation:
         """Several batches as one."""
         if len(parts) == 1:
             return parts[0]
+        returns = [part.returns_to_go for part in parts if part.returns_to_go is not None]
         return Observation(
-            torch.cat([part.state for part in parts]),
-            torch.cat([part.text for part in parts]),
-            {name: torch.cat([part.images[name] for part in parts]) for name in parts[0].images},
-            {name: torch.cat([part.present[name] for part in parts]) for name in parts[0].present},
+            state=torch.cat([part.state for part in parts]),
+            text=torch.cat([part.text for part in parts]),
+            images={name: torch.cat([part.images[name] for part in parts]) for name in parts[0].images},
+            present={name: torch.cat([part.present[name] for part in parts]) for name in parts[0].present},
+            seen=torch.cat([part.seen for part in parts]),
+            past_actions=torch.cat([part.past_actions for part in parts]),
+            returns_to_go=torch.cat(returns) if returns else None,
         )
 
 
@@ -50,13 +65,17 @@ class Interface:
     """Camera name to (height, width) in pixels."""
 
 
+@runtime_checkable
 class PolicyConfig(Protocol):
-    """Architecture only. `chunk_len` actions are predicted, `execute_len` of them are run before the next look."""
+    """Architecture only. `chunk_len` actions are predicted, `execute_len` of them are run before the next look, and
+    `history` says how far back the policy looks."""
 
     @property
     def chunk_len(self) -> int: ...
     @property
     def execute_len(self) -> int: ...
+    @property
+    def history(self) -> History: ...
 
 
 class Policy(Protocol):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from robostack.core.optim import OptimizerName
 from robostack.policies.processor import Scaling
@@ -62,16 +60,3 @@ class TrainConfig:
             raise ValueError(f"rate must be positive, got {self.rate}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> TrainConfig:
-        """The settings a checkpoint keeps; raises TypeError where one is missing or unknown."""
-        scaling = values["scaling"]
-        return TrainConfig(
-            **{
-                **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()},
-                "data": tuple(Path(path) for path in values["data"]),
-                "out": Path(values["out"]),
-                "scaling": Scaling(**{**scaling, "absolute_entries": tuple(scaling["absolute_entries"])}),
-            }
-        )

@@ -6,12 +6,11 @@ numbers. A resumed run therefore needs weights, average and optimiser state, and
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ from robostack.datasets.store import EpisodeStore
 from robostack.datasets.windows import Windows, WindowSampler
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, load_strictly
 from robostack.policies.processor import Processor
+from robostack.policies.protocol import PolicyConfig
 from robostack.provenance import describe_run
+from robostack.serialize import from_json, to_json
 from robostack.training.config import TrainConfig
 from robostack.training.log import Report, TrainingLog
 
@@ -97,11 +98,18 @@ class Source:
     mixture: Mixture
 
     @staticmethod
-    def of(stores: Sequence[EpisodeStore], processor: Processor, chunk_len: int, train: TrainConfig) -> Source:
+    def of(stores: Sequence[EpisodeStore], processor: Processor, policy: PolicyConfig, train: TrainConfig) -> Source:
         """Raises DataError when a data set has no window, or lacks what its robot observes."""
         robots = name_robots(stores, (*processor.keys, "action"), train.robots)
         samplers = [
-            WindowSampler(store, processor.keys_of(robot), chunk_len, train.frame_stride, processor.rate)
+            WindowSampler(
+                store,
+                processor.keys_of(robot),
+                policy.chunk_len,
+                train.frame_stride,
+                processor.rate,
+                policy.history,
+            )
             for store, robot in zip(stores, robots, strict=True)
         ]
         return Source(stores, robots, Mixture(samplers, train.weights))
@@ -131,9 +139,17 @@ def train(
     if train.out.exists():
         raise FileExistsError(f"{train.out} already exists: choose another folder, or continue it with --resume")
     stores = [EpisodeStore(path) for path in train.data]
-    processor = Processor.of(stores, policy_config.chunk_len, train.observe, train.robots, train.rate, train.scaling)
-    source = Source.of(stores, processor, policy_config.chunk_len, train)
-    training = {"config": _plain(train), "data": source.describe(), **describe_run()}
+    processor = Processor.of(
+        stores,
+        policy_config.chunk_len,
+        train.observe,
+        train.robots,
+        train.rate,
+        train.scaling,
+        policy_config.history,
+    )
+    source = Source.of(stores, processor, policy_config, train)
+    training = {"config": to_json(train), "data": source.describe(), **describe_run()}
     checkpoint = Checkpoint(train.out, policy_name, policy_config, processor, 0, training)
     train.out.mkdir(parents=True)
     return _run(checkpoint, None, train, source, report)
@@ -147,9 +163,9 @@ def resume(run: Path, policy_name: str | None = None, report: Callable[[Report],
     checkpoint = Checkpoint.read(run)
     if policy_name is not None and checkpoint.policy != policy_name:
         raise CheckpointError(f"{run} is a run of {checkpoint.policy}, expected {policy_name}: name that policy")
-    train = TrainConfig.from_json({**checkpoint.training["config"], "out": str(run)})
+    train = from_json(TrainConfig, {**checkpoint.training["config"], "out": str(run)})
     stores = [EpisodeStore(path) for path in train.data]
-    source = Source.of(stores, checkpoint.processor, checkpoint.config.chunk_len, train)
+    source = Source.of(stores, checkpoint.processor, checkpoint.config, train)
     if (then := checkpoint.training["data"]) != (now := source.describe()):
         raise CheckpointError(f"{run} was trained on {_differing(then, now)}: restore it")
     return _run(checkpoint, checkpoint, train, source, report)
@@ -243,7 +259,3 @@ def _differing(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any
         if old != new:
             return f"{old['episodes']} episodes of {old['path']}, which now has {new['episodes']}"
     raise AssertionError("the two are equal")
-
-
-def _plain(train: TrainConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(train), default=str))

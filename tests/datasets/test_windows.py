@@ -26,7 +26,7 @@ def test_a_batch_is_what_slicing_one_by_one_gives(tmp_path: Path) -> None:
             assert (windows.action[row, real:] == chunk[-1]).all()
             assert windows.is_pad[row].tolist() == [False] * real + [True] * (5 - real)
             assert windows.task[row] == number % 2
-            assert all(np.array_equal(windows.observation[key][row], episode[key][t]) for key in KEYS)
+            assert all(np.array_equal(windows.observation[key][row, 0], episode[key][t]) for key in KEYS)
             row += 1
     assert row == len(sampler)
 
@@ -82,7 +82,7 @@ def test_actions_come_at_the_rate_that_is_asked_for(tmp_path: Path) -> None:
     for rate in (10.0, 25.0, 30.0, 50.0):
         sampler = WindowSampler(store, ("observation.state",), chunk_len=8, rate=rate)
         windows = sampler.gather(np.arange(60))
-        begun = windows.observation["observation.state"][:, :1]
+        begun = windows.observation["observation.state"][:, 0]
         times = begun + np.arange(8) / rate
         end = np.repeat([19 / 30, 39 / 30], [20, 40])[:, None]
         np.testing.assert_allclose(windows.action[..., 0], np.minimum(times, end), atol=1e-5)

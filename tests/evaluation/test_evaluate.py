@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +12,7 @@ import pytest
 
 from robostack import envs
 from robostack.datasets.video import read_frames
-from robostack.evaluation.actors import ExpertActor, PolicyActor
+from robostack.evaluation.actors import ExpertActor, Look, PolicyActor
 from robostack.evaluation.evaluate import EvalConfig, evaluate, summarize
 from robostack.evaluation.rollout import Episode, run_episode, run_episodes
 from robostack.experts.collect import CollectConfig, collect
@@ -53,7 +52,7 @@ def test_actions_do_not_depend_on_what_the_actor_did_before(run: Path) -> None:
     def first_chunk(seed: int) -> np.ndarray:
         observation, _ = env.reset(seed=seed)
         actor.begin(env, seed)
-        return actor.act(observation)
+        return np.stack([actor.act(lambda: observation, 0.0) for _ in range(POLICY.execute_len)])
 
     before = first_chunk(3)
     first_chunk(4)
@@ -87,13 +86,14 @@ def test_a_simulation_that_diverges_is_a_failed_episode(tmp_path: Path, monkeypa
 
     class Wild:
         cameras: ClassVar[dict[str, tuple[int, int]]] = {}
+        latencies_ms: ClassVar[list[float]] = []
 
         def begin(self, env: gym.Env, seed: int) -> None:
             self.space = env.action_space
             self.space.seed(seed)
 
-        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-            return np.stack([self.space.sample() for _ in range(50)])
+        def act(self, look: Look, reward: float) -> np.ndarray:
+            return self.space.sample()
 
     env = envs.make(ENV)
     episodes = [run_episode(env, Wild(), seed) for seed in range(40)]
@@ -118,9 +118,9 @@ def test_a_summary_counts_success_at_any_time_and_at_the_end() -> None:
     def episode(seed: int, stages: list[int]) -> Episode:
         reached = [i for i, stage in enumerate(stages) if stage == 4]
         first = reached[0] if reached else None
-        return Episode(seed, bool(reached), stages[-1] == 4, max(stages), stages[-1], first, None, (1.0, 3.0))
+        return Episode(seed, bool(reached), stages[-1] == 4, max(stages), stages[-1], first, None, float(sum(stages)), (1.0, 3.0))
 
     summary = summarize("env", "p", 0, [episode(0, [0, 4, 2]), episode(1, [0, 1, 4]), episode(2, [0, 1, 1])])
     assert summary["success"] == pytest.approx(2 / 3) and summary["final"] == pytest.approx(1 / 3)
     assert summary["stages"] == {"0": 0, "1": 1, "2": 0, "3": 0, "4": 2}
-    assert summary["latency_ms_p50"] == 2.0
+    assert summary["latency_ms_p50"] == 2.0 and summary["mean_return"] == pytest.approx(13 / 3)

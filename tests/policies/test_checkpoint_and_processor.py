@@ -12,10 +12,11 @@ from support import write, write_reaching_data
 
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import WindowSampler
+from robostack.datasets.windows import Moments, WindowSampler
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.processor import Processor, Scaling
+from robostack.serialize import from_json, to_json
 
 CONFIG = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=16, prefix_width=16, depth=1, heads=2)
 
@@ -92,14 +93,15 @@ def test_state_keys_are_joined_and_images_pass_untouched(tmp_path: Path) -> None
     assert processor.keys == ("observation.state", "observation.images.top")
     assert processor.interface.cameras == {"top": (6, 5)}
     rows = {key: store.read(key, 0, 3) for key in processor.keys}
-    observation = processor.observe(rows, ["task 0", "task 1", "task 0"], "robot")
-    assert np.array_equal(observation.images["top"].numpy(), rows["observation.images.top"])
+    observation = processor.observe(Moments.of(rows, 2), ["task 0", "task 1", "task 0"], "robot")
+    assert np.array_equal(observation.images["top"][:, 0].numpy(), rows["observation.images.top"])
     state = store.read("observation.state")
-    np.testing.assert_allclose(observation.state, (rows["observation.state"] - state.mean(0)) / state.std(0), atol=1e-5)
-    actions = store.read("action", 0, 4)[None]
-    unit = processor.normalize_actions(actions, rows, "robot")
-    np.testing.assert_allclose(processor.denormalize_actions(unit, rows, "robot"), actions, atol=1e-5)
-    assert Processor.from_json(json.loads(json.dumps(processor.to_json()))) == processor
+    expected = (rows["observation.state"] - state.mean(0)) / state.std(0)
+    np.testing.assert_allclose(observation.state[:, 0], expected, atol=1e-5)
+    actions, moments = store.read("action", 0, 4)[None], Moments.of(rows, 2)
+    unit = processor.normalize_actions(actions, moments, "robot")
+    np.testing.assert_allclose(processor.denormalize_actions(unit, moments, "robot"), actions, atol=1e-5)
+    assert from_json(Processor, json.loads(json.dumps(to_json(processor)))) == processor
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
@@ -111,19 +113,23 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
         Processor.of([store], 4, ["observation.images.top"])
     processor = Processor.of([store], 4)
     rows = {key: store.read(key, 0, 1) for key in processor.keys}
+
+    def observe(rows: dict[str, np.ndarray], task: str = "task 0") -> None:
+        processor.observe(Moments.of(rows, 2), [task], "robot")
+
     with pytest.raises(DataError, match=r"the policy observes observation\.images\.top"):
-        processor.observe({"observation.state": rows["observation.state"]}, ["task 0"], "robot")
+        observe({"observation.state": rows["observation.state"]})
     with pytest.raises(DataError, match="expected shape"):
-        processor.observe({**rows, "observation.state": np.zeros((1, 4), np.float32)}, ["task 0"], "robot")
+        observe({**rows, "observation.state": np.zeros((1, 4), np.float32)})
     with pytest.raises(DataError, match="not finite"):
-        processor.observe({**rows, "observation.state": np.full((1, 3), np.nan, np.float32)}, ["task 0"], "robot")
+        observe({**rows, "observation.state": np.full((1, 3), np.nan, np.float32)})
     with pytest.raises(ValueError, match="dance"):
-        processor.observe(rows, ["dance"], "robot")
+        observe(rows, task="dance")
     robot = processor.robots["robot"]
     robot = dataclasses.replace(robot, statistics={"action": robot.statistics["action"]})
     incomplete = dataclasses.replace(processor, robots={"robot": robot})
     with pytest.raises(DataError, match=r"statistics of observation\.state of robot are missing"):
-        incomplete.observe(rows, ["task 0"], "robot")
+        incomplete.observe(Moments.of(rows, 2), ["task 0"], "robot")
 
 
 def test_relative_actions_are_those_of_the_chunk_less_the_state(tmp_path: Path) -> None:
@@ -142,14 +148,15 @@ def test_relative_actions_are_those_of_the_chunk_less_the_state(tmp_path: Path) 
     assert robot.statistics["action"].q99 == (relative.q99[0], absolute.q99[1])
 
     windows = WindowSampler(store, processor.keys_of("robot"), chunk_len=3).gather(np.arange(5))
-    unit = processor.normalize_actions(windows.action, windows.observation, "robot").numpy()
-    moved = windows.action - windows.observation["observation.state"][:, None] * np.array([1, 0], np.float32)
+    unit = processor.normalize_actions(windows.action, windows, "robot").numpy()
+    moved = windows.action - windows.observation["observation.state"] * np.array([1, 0], np.float32)
     low, high = np.array(robot.statistics["action"].q01), np.array(robot.statistics["action"].q99)
     np.testing.assert_allclose(unit, 2 * (moved - low) / (high - low) - 1, atol=1e-5)
-    back = processor.denormalize_actions(torch.from_numpy(unit), windows.observation, "robot")
+    back = processor.denormalize_actions(torch.from_numpy(unit), windows, "robot")
     np.testing.assert_allclose(back, windows.action, atol=1e-5)
-    assert Processor.from_json(json.loads(json.dumps(processor.to_json()))) == processor
+    assert from_json(Processor, json.loads(json.dumps(to_json(processor)))) == processor
     with pytest.raises(DataError, match=r"the action has no entry thumb: it has wrist, gripper"):
         Processor.of([store], 3, scaling=Scaling(relative_actions=True, absolute_entries=("thumb",)))
     with pytest.raises(DataError, match=r"relative actions need observation\.state, got only action"):
-        processor.normalize_actions(windows.action, {"action": windows.action}, "robot")
+        stateless = Moments.of({"action": windows.action[:, 0]}, 2)
+        processor.normalize_actions(windows.action, stateless, "robot")

@@ -17,7 +17,6 @@ SMALL = Pi0Config(
     depth=2,
     heads=2,
     head_dim=8,
-    state_noise=0.0,
 )
 
 
@@ -40,13 +39,21 @@ def make_observation(batch: int, cameras: dict[str, tuple[int, int]] | None = No
         for name, size in (cameras or {}).items()
     }
     present = {name: torch.ones(batch, dtype=torch.bool) for name in images}
-    return Observation(torch.randn(batch, 5, generator=g), text, images, present)
+    return observed(torch.randn(batch, 5, generator=g), text, images, present)
+
+
+def observed(state: torch.Tensor, text: torch.Tensor, images: dict | None = None, present: dict | None = None):
+    """Moments without a past, one look each."""
+    images = {name: frames[:, None] for name, frames in (images or {}).items()}
+    batch = len(state)
+    seen, past = torch.ones(batch, 1, dtype=torch.bool), torch.zeros(batch, 0, 3)
+    return Observation(state[:, None], text, images, present or {}, seen, past)
 
 
 def rows(observation: Observation, index: slice) -> Observation:
-    images = {name: frames[index] for name, frames in observation.images.items()}
+    images = {name: frames[index, 0] for name, frames in observation.images.items()}
     present = {name: has[index] for name, has in observation.present.items()}
-    return Observation(observation.state[index], observation.text[index], images, present)
+    return observed(observation.state[index, 0], observation.text[index], images, present)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -66,7 +73,7 @@ def test_every_part_of_the_observation_matters(cameras: dict[str, tuple[int, int
     before = policy.sample(observation, seeded())
     changes = {"state": observation.state + 1.0, "text": observation.text.flip(1)}
     if cameras:
-        changes["images"] = {"top": observation.images["top"].flip(1)}
+        changes["images"] = {"top": observation.images["top"].flip(2)}
     for name, value in changes.items():
         assert not torch.allclose(policy.sample(dataclasses.replace(observation, **{name: value}), seeded()), before), (
             name
@@ -78,10 +85,10 @@ def test_rows_of_a_batch_do_not_touch_each_other(cameras: dict[str, tuple[int, i
     policy, observation = make_policy(cameras=cameras).double(), make_observation(4, cameras)
     observation = dataclasses.replace(observation, state=observation.state.double())
     x_t, t = torch.randn(4, 6, 3, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
-    together = policy.predict(policy.encode_prefix(observation), observation.state, x_t, t)
+    together = policy.predict(policy.encode_prefix(observation), observation.state[:, 0], x_t, t)
     for i in range(4):
         one = rows(observation, slice(i, i + 1))
-        alone = policy.predict(policy.encode_prefix(one), one.state, x_t[i : i + 1], t[i : i + 1])
+        alone = policy.predict(policy.encode_prefix(one), one.state[:, 0], x_t[i : i + 1], t[i : i + 1])
         torch.testing.assert_close(alone[0], together[i])
 
 
@@ -95,7 +102,7 @@ def test_words_past_the_end_of_a_task_change_nothing() -> None:
         torch.testing.assert_close(longer_key[:, :, :2], key[:, :, :2])
         torch.testing.assert_close(longer_value[:, :, :2], value[:, :, :2])
     assert long.valid.sum() == short.valid.sum()
-    assert policy.predict(long, observation.state, x_t, t).isfinite().all()
+    assert policy.predict(long, observation.state[:, 0], x_t, t).isfinite().all()
 
 
 def test_padded_actions_do_not_count() -> None:
@@ -108,7 +115,7 @@ def test_padded_actions_do_not_count() -> None:
     noise = torch.randn(actions.shape, generator=(g := seeded()))
     t = torch.rand(4, generator=g)
     sample = policy.path.sample(noise, actions, t)
-    predicted = policy.predict(policy.encode_prefix(observation), observation.state, sample.x_t, t)
+    predicted = policy.predict(policy.encode_prefix(observation), observation.state[:, 0], sample.x_t, t)
     torch.testing.assert_close(point, (predicted - actions)[counts].square().mean())
 
 
@@ -120,7 +127,7 @@ def test_velocity_loss_weighs_the_data_error() -> None:
     loss = policy.loss(observation, actions, torch.ones(4, 6, 3, dtype=torch.bool), seeded())
     noise, t = torch.randn(actions.shape, generator=(g := seeded())), torch.rand(4, generator=g)
     sample = policy.path.sample(noise, actions, t)
-    error = policy.predict(policy.encode_prefix(observation), observation.state, sample.x_t, t) - actions
+    error = policy.predict(policy.encode_prefix(observation), observation.state[:, 0], sample.x_t, t) - actions
     torch.testing.assert_close(loss, (error / (1 - t)[:, None, None]).square().mean())
 
 
@@ -134,15 +141,14 @@ def test_it_learns_two_modes_that_the_state_selects(prediction: str) -> None:
     for _ in range(200):
         state = torch.randn(64, 5, generator=generator)
         actions = state[:, None, :1].sign() * torch.linspace(0.5, 1.0, 6)[None, :, None].expand(64, 6, 3)
-        loss = policy.loss(
-            Observation(state, text, {}, {}), actions, torch.ones_like(actions, dtype=torch.bool), generator
-        )
+        counts = torch.ones_like(actions, dtype=torch.bool)
+        loss = policy.loss(observed(state, text), actions, counts, generator)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     state = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0]])
     with torch.inference_mode():
-        sampled = policy.sample(Observation(state, text[:2], {}, {}), generator)
+        sampled = policy.sample(observed(state, text[:2]), generator)
     expected = torch.tensor([1.0, -1.0])[:, None, None] * torch.linspace(0.5, 1.0, 6)[None, :, None]
     assert (sampled - expected).abs().mean() < 0.2
 
@@ -168,12 +174,3 @@ def test_time_embedding_is_openpis() -> None:
 def test_settings_that_contradict_each_other_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
-
-
-def test_noise_on_the_state_is_for_training_alone() -> None:
-    noisy = make_policy(dataclasses.replace(SMALL, state_noise=0.5))
-    plain, observation = make_policy(), make_observation(4)
-    actions, counts = torch.randn(4, 6, 3), torch.ones(4, 6, 3, dtype=torch.bool)
-    losses = [policy.loss(observation, actions, counts, seeded()) for policy in (plain, noisy, noisy)]
-    assert losses[0] != losses[1] and losses[1] == losses[2]
-    assert torch.equal(plain.sample(observation, seeded()), noisy.sample(observation, seeded()))
