@@ -14,6 +14,7 @@ from pathlib import Path
 class Recipe:
     """Collect, train and evaluate: `commands` says how to do it on the command line."""
 
+    policy: str
     env: str
     data: Path
     run: Path
@@ -22,7 +23,7 @@ class Recipe:
     cameras: tuple[str, ...] = ()
     """As NAME:HEIGHTxWIDTH; with cameras the policy sees images and joints, and not where the objects are."""
     train: tuple[str, ...] = ()
-    """More flags of `robostack train pi0`."""
+    """More flags of `robostack train`."""
     seed: int = 0
     """Of the training; the demonstrations are always those of the first seeds."""
     evaluations: int = 100
@@ -38,7 +39,7 @@ class Recipe:
         images = [f"observation.images.{camera.split(':')[0]}" for camera in self.cameras]
         observe = ["--observe", "observation.state", *images] if images else []
         settings = ["--steps", str(self.steps), "--seed", str(self.seed), *self.train]
-        return ["train", "pi0", "--data", str(self.data), "--out", str(self.run), *settings, *observe]
+        return ["train", self.policy, "--data", str(self.data), "--out", str(self.run), *settings, *observe]
 
     def evaluate_command(self) -> list[str]:
         """Arguments of `robostack` that evaluate the policy."""
@@ -51,7 +52,7 @@ class Recipe:
 
 def aloha_transfer_cube(out: Path, seed: int = 0) -> Recipe:
     """Transfer cube from joint positions and the cube's pose."""
-    return Recipe("aloha-transfer-cube", out / "data", out / "run", demonstrations=150, steps=3000, seed=seed)
+    return Recipe("pi0", "aloha-transfer-cube", out / "data", out / "run", demonstrations=150, steps=3000, seed=seed)
 
 
 def aloha_insertion(out: Path, seed: int = 0) -> Recipe:
@@ -62,6 +63,7 @@ def aloha_insertion(out: Path, seed: int = 0) -> Recipe:
 def aloha_transfer_cube_pixels(out: Path, seed: int = 0) -> Recipe:
     """Transfer cube from joint positions and a top camera that is narrowed to 42 degrees (see `CAMERAS`)."""
     return Recipe(
+        "pi0",
         "aloha-transfer-cube",
         out / "data",
         out / "run",

@@ -13,7 +13,7 @@ from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.mixture import Layout, Mixture, name_robots, pooled_relative_statistics, pooled_statistics
 from robostack.datasets.statistics import Statistics
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import WindowSampler
+from robostack.datasets.windows import Moments, WindowSampler
 
 ARM = ("shoulder", "elbow", "gripper")
 
@@ -135,20 +135,20 @@ def test_what_a_robot_lacks_is_zero_and_does_not_count(tmp_path: Path) -> None:
         sampler = WindowSampler(store, processor.keys_of(robot), chunk_len=3)
         parts.append((robot, sampler.gather(np.array([0, 7])), [store.tasks[0]] * 2))  # 7 is the last of its episode
     observation, actions, counts = processor.training_batch(parts)
-    assert observation.state.shape == (4, 4) and actions.shape == counts.shape == (4, 3, 4)
+    assert observation.state.shape == (4, 1, 4) and actions.shape == counts.shape == (4, 3, 4)
     assert observation.present["top"].tolist() == [True] * 4
     assert observation.present["wrist"].tolist() == [True, True, False, False]
     assert not observation.images["wrist"][2:].any() and observation.images["wrist"][:2].any()
     # The shared vector is shoulder, elbow, gripper, base: the arm has its first and third.
     assert counts[:, 0].tolist() == [[True] * 4] * 2 + [[True, False, True, False]] * 2
     assert not counts[[1, 3], 1:].any()  # past the end
-    assert not observation.state[2:, [1, 3]].any() and not actions[2:, :, [1, 3]].any()
+    assert not observation.state[2:, 0, [1, 3]].any() and not actions[2:, :, [1, 3]].any()
     mine = processor.robots["arm"].statistics["observation.state"]
     first = stores[1].read("observation.state", 0, 1)[0]
     expected = (first - np.array(mine.mean)) / np.array(mine.std)
-    np.testing.assert_allclose(observation.state[2, [2, 0]], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(observation.state[2, 0, [2, 0]], expected, rtol=1e-4, atol=1e-5)
     for (robot, windows, _), rows in zip(parts, (actions[:2], actions[2:]), strict=True):
-        back = processor.denormalize_actions(rows, windows.observation, robot)
+        back = processor.denormalize_actions(rows, windows, robot)
         np.testing.assert_allclose(back, windows.action, atol=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_pi0_does_not_look_through_a_camera_that_is_not_there(tmp_path: Path) ->
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     rows = {key: stores[1].gather(key, np.array([0, 1])) for key in processor.keys_of("arm")}
-    seen = processor.observe(rows, ["hold", "hold"], "arm")
+    seen = processor.observe(Moments.of(rows, 2), ["hold", "hold"], "arm")
     other = dataclasses.replace(seen, images={**seen.images, "wrist": torch.full_like(seen.images["wrist"], 200)})
     one, two = (policy.sample(o, torch.Generator().manual_seed(0)) for o in (seen, other))
     assert torch.equal(one, two)

@@ -8,7 +8,7 @@ from support import FEATURES, make_episode, write
 
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import WindowSampler
+from robostack.datasets.windows import History, WindowSampler
 
 KEYS = ("observation.state", "observation.images.top")
 
@@ -94,3 +94,58 @@ def test_flags_are_not_brought_to_another_rate(tmp_path: Path) -> None:
     writer.append({"action": np.zeros((9, 1), np.int64)}, "task")
     with pytest.raises(DataError, match="actions of int64 cannot be brought to 10"):
         WindowSampler(EpisodeStore(tmp_path / "data"), (), chunk_len=2, rate=10.0)
+
+
+def test_a_history_is_what_looking_back_one_by_one_gives(tmp_path: Path) -> None:
+    """Before the start of its episode a window holds the first look and the first action, and says so."""
+    episodes = write(tmp_path / "data", [9, 4, 7])
+    sampler = WindowSampler(EpisodeStore(tmp_path / "data"), KEYS, chunk_len=5, history=History(length=3, stride=2))
+    windows = sampler.gather(np.arange(len(sampler)))
+    assert windows.past_action.shape == (20, 4, 2) and windows.seen.shape == (20, 3)
+    row = 0
+    for episode in episodes:
+        for t in range(len(episode["action"])):
+            looks, past = np.array([t - 4, t - 2, t]), np.arange(t - 4, t)
+            assert np.array_equal(windows.seen[row], looks >= 0) and np.array_equal(windows.acted[row], past >= 0)
+            for key in KEYS:
+                assert np.array_equal(windows.observation[key][row], episode[key][np.maximum(looks, 0)])
+            assert np.array_equal(windows.past_action[row], episode["action"][np.maximum(past, 0)])
+            assert np.array_equal(windows.action[row, 0], episode["action"][t])
+            row += 1
+
+
+@pytest.mark.parametrize("rate", [10.0, 25.0, 30.0, 50.0])
+def test_the_past_comes_at_the_rate_that_is_asked_for(tmp_path: Path, rate: float) -> None:
+    features = {"observation.state": Feature((1,), "float32"), "action": Feature((1,), "float32")}
+    writer = EpisodeWriter(tmp_path / "data", features, fps=30)
+    for length in (20, 40):
+        ramp = np.arange(length, dtype=np.float32)[:, None] / 30
+        writer.append({"observation.state": ramp, "action": ramp}, "task")
+    sampler = WindowSampler(
+        EpisodeStore(tmp_path / "data"), ("observation.state",), 4, rate=rate, history=History(length=3, stride=2)
+    )
+    windows = sampler.gather(np.arange(60))
+    now = windows.observation["observation.state"][:, -1]
+    wanted = now + np.arange(-4, 0) / rate
+    np.testing.assert_allclose(windows.past_action[..., 0], np.maximum(wanted, 0.0), atol=1e-5)
+    assert np.array_equal(windows.acted, wanted > -1e-6)
+    # A look is always at a frame: the nearest one.
+    looks = np.maximum(now + np.array([-4, -2, 0]) / rate, 0.0)
+    assert np.abs(windows.observation["observation.state"][..., 0] - looks).max() <= 0.5 / 30 + 1e-5
+
+
+def test_the_return_to_go_is_what_is_still_to_come_of_the_episode(tmp_path: Path) -> None:
+    features = {"action": Feature((1,), "float32"), "next.reward": Feature((), "float32")}
+    writer = EpisodeWriter(tmp_path / "data", features, fps=30)
+    rewards = [np.array(r, np.float32) for r in ([1, 0, 2, 3], [0.5, 0.25, 4])]
+    for reward in rewards:
+        writer.append({"action": np.zeros((len(reward), 1), np.float32), "next.reward": reward}, "task")
+    store, history = EpisodeStore(tmp_path / "data"), History(length=2, stride=1, returns=True)
+    returns = WindowSampler(store, (), chunk_len=2, history=history).gather(np.arange(7)).returns_to_go
+    assert returns is not None and returns[:, 1].tolist() == [6, 5, 5, 3, 4.75, 4.25, 4]
+    assert returns[:, 0].tolist() == [6, 6, 5, 5, 4.75, 4.75, 4.25]
+    EpisodeWriter(tmp_path / "bare", {"action": features["action"]}, fps=30).append(
+        {"action": np.zeros((4, 1), np.float32)}, "task"
+    )
+    with pytest.raises(DataError, match=r"lacks next\.reward"):
+        WindowSampler(EpisodeStore(tmp_path / "bare"), (), chunk_len=2, history=history)

@@ -118,7 +118,8 @@ def test_a_summary_counts_success_at_any_time_and_at_the_end() -> None:
     def episode(seed: int, stages: list[int]) -> Episode:
         reached = [i for i, stage in enumerate(stages) if stage == 4]
         first = reached[0] if reached else None
-        return Episode(seed, bool(reached), stages[-1] == 4, max(stages), stages[-1], first, None, float(sum(stages)), (1.0, 3.0))
+        held, total = stages[-1] == 4, float(sum(stages))
+        return Episode(seed, bool(reached), held, max(stages), stages[-1], first, None, total, (1.0, 3.0))
 
     summary = summarize("env", "p", 0, [episode(0, [0, 4, 2]), episode(1, [0, 1, 4]), episode(2, [0, 1, 1])])
     assert summary["success"] == pytest.approx(2 / 3) and summary["final"] == pytest.approx(1 / 3)

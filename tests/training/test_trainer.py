@@ -21,6 +21,7 @@ from robostack.datasets.store import EpisodeStore
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.processor import Scaling
+from robostack.serialize import from_json
 from robostack.training.config import TrainConfig
 from robostack.training.log import read_log
 from robostack.training.trainer import TrainingError, resume, schedule, train
@@ -201,7 +202,7 @@ def test_a_mixture_resumes_at_the_sample(tmp_path: Path) -> None:
     other = settings(tmp_path, data=both, weights=(2.0, 1.0), out=tmp_path / "other")
     train("pi0", POLICY, other)
     assert not same(other.out, whole.out)
-    assert TrainConfig.from_json(Checkpoint.read(mixed.out).training["config"]) == mixed
+    assert from_json(TrainConfig, Checkpoint.read(mixed.out).training["config"]) == mixed
 
 
 def test_every_scaling_trains_and_is_in_the_checkpoint(tmp_path: Path) -> None:
