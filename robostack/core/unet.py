@@ -1,0 +1,325 @@
+"""The conditional 1-D U-Net of Diffusion Policy (arXiv 2303.04137, section III.A): convolutions over the steps of an
+action chunk, whose features an observation and the noise level scale and shift (FiLM, arXiv 1709.07871).
+
+Features lie as (steps, batch, channels). One tap of a convolution then is one matrix product of contiguous rows, with
+neither copies nor the padding's zeros multiplied: at batch 64 on a CPU, training runs at the speed of matrix products.
+A single chunk is bound by reading the weights, which are laid out for that once and kept (see `Convolution`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the network; each level but the last halves the number of steps."""
+
+    channels: int
+    """Numbers in a step, in and out."""
+    condition: int
+    """Width of the vector that conditions all steps."""
+    widths: tuple[int, ...] = (256, 512, 1024)
+    """Channels of the levels."""
+    kernel: int = 5
+    """Taps of a convolution; odd."""
+    groups: int = 8
+    """Groups of channels that are normalised together; divides every width."""
+    time_width: int = 128
+    """Width of the embedded time."""
+    noising_steps: int = 100
+    """N: the time t is embedded as the paper's noising step k = N (1 − t) − 1."""
+
+    def __post_init__(self) -> None:
+        if self.kernel % 2 == 0 or self.kernel < 1:
+            raise ValueError(f"kernel must be odd, got {self.kernel}")
+        if unfit := [width for width in self.widths if width % self.groups]:
+            raise ValueError(f"groups must divide every width: {self.groups} does not divide {unfit[0]}")
+        if self.time_width % 2 or self.time_width < 4:
+            raise ValueError(f"time_width must be even and at least 4, got {self.time_width}")
+
+    @property
+    def multiple(self) -> int:
+        """The number of steps must be a multiple of this."""
+        return 2 ** (len(self.widths) - 1)
+
+
+class UNet(nn.Module):
+    """Prediction for every step of a noisy chunk x_t, given the time and a condition.
+
+    A whole network call is `denoise(x, modulation(time_part(t), condition_part(condition)))`: FiLM's scales and shifts
+    are linear in mish(time) and mish(condition), so a sampler computes either part once for all of its steps.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, width = config.widths, config.time_width
+        self.time_in = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
+        down, up = [], []
+        for level, (before, after) in enumerate(zip((config.channels, *widths[:-1]), widths, strict=True), 1):
+            halve = Convolution(after, after, 3, stride=2) if level < len(widths) else nn.Identity()
+            down.append(nn.ModuleList([Block(before, after, config), Block(after, after, config), halve]))
+        for after, before in zip(widths[-2::-1], widths[:0:-1], strict=True):
+            # Beside what comes from below, a block takes what the way down had at this number of steps.
+            up.append(nn.ModuleList([Block(2 * before, after, config), Block(after, after, config), Doubling(after)]))
+        # In the order in which they run, which is that of FiLM's entries.
+        self.down = nn.ModuleList(down)
+        self.middle = nn.ModuleList([Block(widths[-1], widths[-1], config) for _ in range(2)])
+        self.up = nn.ModuleList(up)
+        self.last = Convolution(widths[0], widths[0], config.kernel)
+        self.last_norm = GroupNorm(config.groups, widths[0])
+        self.out = Convolution(widths[0], config.channels, 1)
+
+        self.sizes = [size for block in self.modules() if isinstance(block, Block) for size in 2 * [block.width]]
+        self.film_time = nn.Linear(width, sum(self.sizes))
+        self.film_condition = nn.Linear(config.condition, sum(self.sizes), bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch steps channels"],
+        t: Float[Tensor, " batch"],
+        condition: Float[Tensor, "batch condition"],
+    ) -> Float[Tensor, "batch steps channels"]:
+        return self.denoise(x, self.time_part(t) + self.condition_part(condition))
+
+    def time_part(self, t: Float[Tensor, " times"]) -> Float[Tensor, "times film"]:
+        """What the times contribute to every block's scales and shifts."""
+        noising_step = self.config.noising_steps * (1.0 - t) - 1.0
+        return self.film_time(F.mish(self.time_in(step_embedding(noising_step, self.config.time_width))))
+
+    def condition_part(self, condition: Float[Tensor, "batch condition"]) -> Float[Tensor, "batch film"]:
+        """What the condition contributes to every block's scales and shifts."""
+        return self.film_condition(F.mish(condition))
+
+    def denoise(
+        self, x: Float[Tensor, "batch steps channels"], film: Float[Tensor, "#batch film"]
+    ) -> Float[Tensor, "batch steps channels"]:
+        """The prediction for x under `film`, the sum of the two parts."""
+        if x.shape[1] % self.config.multiple:
+            raise ValueError(f"the number of steps must be a multiple of {self.config.multiple}, got {x.shape[1]}")
+        modulations = iter(film.split(self.sizes, dim=-1))
+        features, kept = x.transpose(0, 1).contiguous(), []
+        for first, second, halve in _levels(self.down):
+            features = second(first(features, modulations), modulations)
+            kept.append(features)
+            features = halve(features)
+        for block in self.middle:
+            features = block(features, modulations)
+        for first, second, double in _levels(self.up):
+            features = torch.cat([features, kept.pop()], dim=-1)
+            features = double(second(first(features, modulations), modulations))
+        features = F.mish(self.last_norm(self.last(features)))
+        return self.out(features).transpose(0, 1)
+
+
+class Block(nn.Module):
+    """Two convolutions, each normed and through Mish, with FiLM between them and a way around them."""
+
+    def __init__(self, before: int, width: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.width = width
+        self.first = Convolution(before, width, config.kernel)
+        self.first_norm = GroupNorm(config.groups, width)
+        self.second = Convolution(width, width, config.kernel)
+        self.second_norm = GroupNorm(config.groups, width)
+        self.around = Convolution(before, width, 1) if before != width else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "steps batch before"], modulations: Iterator[Tensor]
+    ) -> Float[Tensor, "steps batch width"]:
+        scale, shift = next(modulations), next(modulations)
+        features = F.mish(self.first_norm(self.first(x)))
+        features = torch.addcmul(shift, features, scale)
+        return F.mish(self.second_norm(self.second(features))) + self.around(x)
+
+
+class Convolution(nn.Module):
+    """y_i = Σ_k x_{s i + k − K//2} W_k + b over the steps, with zeros beyond the ends; stride s is 1, or 2 for K = 3.
+
+    Without gradients on a CPU, a single chunk is bound by reading W. oneDNN reads a layout of its own at the memory's
+    full speed (4 ms for 100 MB, where its plain convolution takes 20 and a matrix product 10), but making it takes as
+    long as several calls. So it is made once for each state of the weights. `_version` tells of their changes, except
+    of those that fused optimisers make: so some of the weights are compared too.
+    """
+
+    def __init__(self, before: int, after: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(kernel, before, after))
+        self.bias = nn.Parameter(torch.empty(after))
+        bound = 1.0 / math.sqrt(kernel * before)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+        self._laid_out: tuple[Any, Tensor, Tensor] | None = None
+        """State of the weights, some of them, and all of them in oneDNN's layout."""
+
+    def forward(self, x: Float[Tensor, "steps batch before"]) -> Float[Tensor, "fewer batch after"]:
+        if x.is_cuda:
+            return self._plain(x)
+        if not torch.is_grad_enabled() and _worth_a_layout(x, self.weight):
+            return self._single(x)
+        if self.stride == 2:
+            return self._halving(x)
+        return cast(Tensor, _Taps.apply(x, self.weight, self.bias))
+
+    def _plain(self, x: Tensor) -> Tensor:
+        weight, padding = self.weight.permute(2, 1, 0), len(self.weight) // 2
+        return F.conv1d(x.permute(1, 2, 0), weight, self.bias, self.stride, padding).permute(2, 0, 1).contiguous()
+
+    def _halving(self, x: Tensor) -> Tensor:
+        even, odd = x.unflatten(0, (-1, 2)).unbind(1)
+        before = F.pad(odd, (0, 0, 0, 0, 1, 0))[:-1]
+        return F.linear(torch.cat([before, even, odd], dim=-1), self.weight.flatten(0, 1).t(), self.bias)
+
+    def _single(self, x: Tensor) -> Tensor:
+        padding, stride = (0, len(self.weight) // 2), (1, self.stride)
+        image = x.permute(1, 2, 0)[:, :, None]  # one row of pixels
+        state = (self.weight.data_ptr(), self.weight._version, image.shape)
+        some = self.weight.detach().view(-1)[:: max(1, self.weight.numel() // 64)]
+        kept = self._laid_out
+        if kept is None or kept[0] != state or not torch.equal(kept[1], some):
+            kernel = self.weight.detach().permute(2, 1, 0)[:, :, None]
+            kernel = torch.ops.mkldnn._reorder_convolution_weight(kernel, padding, stride, (1, 1), 1, list(image.shape))
+            self._laid_out = kept = state, some.clone(), kernel
+        found = torch.ops.mkldnn._convolution_pointwise(
+            image, kept[2], self.bias, padding, stride, (1, 1), 1, "none", [], ""
+        )
+        return found[:, :, 0].permute(2, 0, 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_laid_out": None}  # a copy makes its own
+
+
+class Doubling(nn.Module):
+    """Twice as many steps: a transposed convolution of four taps, stride 2 and padding 1, as one matrix product.
+
+    y_{2i} = x_i W_1 + x_{i−1} W_3 + b and y_{2i+1} = x_i W_2 + x_{i+1} W_0 + b; `weight` is (channels, 4 channels).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(4 * width)
+        self.weight = nn.Parameter(torch.empty(width, 4 * width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
+
+    def forward(self, x: Float[Tensor, "steps batch width"]) -> Float[Tensor, "twice batch width"]:
+        ahead, even, odd, behind = (x @ self.weight).chunk(4, dim=-1)
+        even = even + F.pad(behind, (0, 0, 0, 0, 1, 0))[:-1]
+        odd = odd + F.pad(ahead, (0, 0, 0, 0, 0, 1))[1:]
+        return torch.stack([even, odd], dim=1).flatten(0, 1) + self.bias
+
+
+class GroupNorm(nn.Module):
+    """(x − mean)/deviation over the steps and the channels of a group (arXiv 1803.08494), then scaled and shifted."""
+
+    def __init__(self, groups: int, width: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "steps batch width"]) -> Float[Tensor, "steps batch width"]:
+        return cast(Tensor, _GroupNorm.apply(x, self.weight, self.bias, self.groups))
+
+
+def step_embedding(step: Float[Tensor, " batch"], width: int) -> Float[Tensor, "batch width"]:
+    """[sin, cos](step · 10000^(−i/(width/2 − 1))), i < width/2 (arXiv 1706.03762, section 3.5)."""
+    exponent = torch.arange(width // 2, dtype=step.dtype, device=step.device) / (width // 2 - 1)
+    angles = step[:, None] * torch.exp(-math.log(10_000.0) * exponent)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class _Taps(torch.autograd.Function):
+    """The convolution of stride 1, a matrix product for each tap k: y[i] += x[i + k − K//2] W_k where that exists."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        rows = x.flatten(0, 1)
+        middle = len(weight) // 2
+        y = torch.addmm(bias, rows, weight[middle])
+        for k, into, out_of in _other_taps(x, middle):
+            y[into].addmm_(rows[out_of], weight[k])
+        return y.unflatten(0, x.shape[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        rows, gradient = x.flatten(0, 1), gradients[0].reshape(-1, weight.shape[2])
+        middle = len(weight) // 2
+        of_weight = torch.empty_like(weight)
+        torch.mm(rows.t(), gradient, out=of_weight[middle])
+        of_x = gradient @ weight[middle].t() if ctx.needs_input_grad[0] else None
+        present = {middle}
+        for k, into, out_of in _other_taps(x, middle):
+            present.add(k)
+            torch.mm(rows[out_of].t(), gradient[into], out=of_weight[k])
+            if of_x is not None:
+                of_x[out_of].addmm_(gradient[into], weight[k].t())
+        for k in set(range(len(weight))) - present:
+            of_weight[k] = 0.0  # taps that only ever meet the padding
+        return None if of_x is None else of_x.unflatten(0, x.shape[:2]), of_weight, gradient.sum(0)
+
+
+def _other_taps(x: Tensor, middle: int) -> Iterator[tuple[int, slice, slice]]:
+    """(k, rows of the output, rows of the input they take) for every tap but the middle one."""
+    steps, batch = x.shape[:2]
+    for distance in range(-min(middle, steps - 1), min(middle, steps - 1) + 1):
+        if distance:
+            first, end = max(0, -distance) * batch, (steps - max(0, distance)) * batch
+            yield distance + middle, slice(first, end), slice(first + distance * batch, end + distance * batch)
+
+
+class _GroupNorm(torch.autograd.Function):
+    """Group normalisation of (steps, batch, channels), which torch's would have to transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+        grouped = x.unflatten(-1, (groups, -1))
+        variance, mean = torch.var_mean(grouped, dim=(0, 3), correction=0)  # (batch, groups)
+        inverse = (variance + 1e-5).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse)
+        scale = inverse[..., None] * weight.unflatten(0, (groups, -1))
+        shift = bias.unflatten(0, (groups, -1)) - mean[..., None] * scale
+        return torch.addcmul(shift, grouped, scale).flatten(2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        groups = mean.shape[1]
+        gradient, grouped = gradients[0].unflatten(-1, (groups, -1)), x.unflatten(-1, (groups, -1))
+        scale = weight.unflatten(0, (groups, -1))
+        # x̂ = (x − mean) · inverse;  ∂x = inverse · (∂y w − mean of ∂y w − x̂ · mean of (∂y w x̂)).
+        total = gradient.sum(0)  # (batch, groups, channels of a group)
+        along = ((gradient * grouped).sum(0) - mean[..., None] * total) * inverse[..., None]
+        count = x.shape[0] * grouped.shape[3]
+        mean_total = (total * scale).sum(-1, keepdim=True) / count
+        mean_along = (along * scale).sum(-1, keepdim=True) / count
+        each = inverse[..., None]
+        offset = each * (mean[..., None] * each * mean_along - mean_total)
+        of_x = torch.addcmul(torch.addcmul(offset, grouped, -each * each * mean_along), gradient, each * scale)
+        return of_x.flatten(2), along.sum(0).flatten(), total.sum(0).flatten(), None
+
+
+def _worth_a_layout(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's own layout is to be used: a single float32 chunk, and weights whose changes can be seen."""
+    return (
+        x.shape[1] == 1
+        and x.dtype == torch.float32
+        and not weight.is_inference()
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def _levels(levels: nn.ModuleList) -> Iterator[tuple[nn.Module, nn.Module, nn.Module]]:
+    for level in levels:
+        first, second, resize = cast(nn.ModuleList, level)
+        yield first, second, resize
