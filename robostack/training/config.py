@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from robostack.core.optim import OptimizerName
+from robostack.policies.augment import Augmentation
 from robostack.policies.processor import Scaling
 
 
@@ -26,6 +27,7 @@ class TrainConfig:
     rate: float | None = None
     """Actions a second, to which actions of other data sets are interpolated; by default that of the data."""
     scaling: Scaling = field(default_factory=Scaling)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     frame_stride: int = 1
     """Every n-th frame starts a training window; fewer windows keep more of the images in the page cache."""
     steps: int = 3000

@@ -22,6 +22,7 @@ from robostack.core.optim import STATE, build_optimizers
 from robostack.datasets.mixture import Mixture, name_robots
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.windows import Windows, WindowSampler
+from robostack.policies.augment import augment
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, load_strictly
 from robostack.policies.processor import Processor
 from robostack.policies.protocol import PolicyConfig
@@ -195,6 +196,7 @@ def _run(
             parts = source.draw(train.batch, rng)
             observation, actions, counts = checkpoint.processor.training_batch(parts, device)
             generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+            observation = augment(observation, train.augmentation, generator)
             waited += time.perf_counter() - begun
 
             rate = train.learning_rate * schedule(state.step, train.warmup_steps, train.steps)
