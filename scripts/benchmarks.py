@@ -3,6 +3,7 @@
     .venv/bin/python scripts/benchmarks.py main          the main job: both tasks, three training seeds
     .venv/bin/python scripts/benchmarks.py pixels        transfer cube from one camera and joint positions
     .venv/bin/python scripts/benchmarks.py prediction    why data prediction: a table of runs
+    .venv/bin/python scripts/benchmarks.py policies      every policy on both tasks from state, three training seeds
 
 Each run is a few commands of the command line, one thread each and as many at once as there are cores. Runs are kept
 below runs/ and what is done is not done again, so that an interrupted benchmark goes on.
@@ -15,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,7 @@ class Outcome:
     summary: dict[str, Any]
     cpu_s: float
     """CPU time of training, all threads."""
+    parameters: int
 
 
 def main() -> None:
@@ -79,6 +81,23 @@ def main_runs(folder: Path) -> list[Run]:
     return [
         Run(TASKS[r.env], replace(r, data=folder / r.env / "data", run=folder / r.env / f"seed{r.seed}"))
         for r in recipes
+    ]
+
+
+POLICY_STEPS: Mapping[str, int] = {"pi0": 3000}
+"""Training steps of each policy from state; everything else is its defaults."""
+
+
+def policy_runs(folder: Path) -> list[Run]:
+    """Every policy on both tasks, three training seeds each, on the same 50 demonstrations of each task."""
+    return [
+        Run(
+            f"{policy}, {TASKS[env]}",
+            Recipe(policy, env, folder / env, folder / f"{policy}-{env}-{seed}", 50, steps, seed=seed),
+        )
+        for seed in range(3)
+        for policy, steps in POLICY_STEPS.items()
+        for env in TASKS
     ]
 
 
@@ -115,6 +134,12 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
         "π0 (flow matching, data prediction), 150 demonstrations, 100 evaluation seeds that nothing was "
         "trained or tuned on, three training seeds.",
     ),
+    "policies": (
+        policy_runs,
+        "# Every policy on ALOHA, from joint positions and object poses\n\n"
+        "50 demonstrations of each task, 100 evaluation seeds that nothing was trained or tuned on, three training "
+        "seeds. Settings are each policy's defaults.",
+    ),
     "pixels": (
         pixel_runs,
         "# Transfer cube from one camera and joint positions\n\n"
@@ -135,12 +160,14 @@ def _train_and_evaluate(run: Run) -> Outcome:
     if not recipe.run.exists():
         _robostack([*recipe.train_command(), "--threads", "1"])
     elif Checkpoint.read(recipe.run).step < recipe.steps:
-        _robostack(["train", "pi0", "--resume", str(recipe.run)])
+        _robostack(["train", recipe.policy, "--resume", str(recipe.run)])
     if not results.exists():
         # One worker: the runs beside this one are the parallelism.
         flags = ["--seed", str(run.seed), "--workers", "1", "--videos", "0", "--out", str(results)]
         _robostack([*recipe.evaluate_command(), *flags])
-    return Outcome(run, json.loads((results / "summary.json").read_text()), read_log(recipe.run)[-1]["cpu_s"])
+    parameters = sum(parameter.numel() for parameter in Checkpoint.read(recipe.run).build().parameters())
+    summary = json.loads((results / "summary.json").read_text())
+    return Outcome(run, summary, read_log(recipe.run)[-1]["cpu_s"], parameters)
 
 
 def _robostack(arguments: Sequence[str]) -> None:
@@ -151,13 +178,15 @@ def _robostack(arguments: Sequence[str]) -> None:
 
 def _table(outcomes: Sequence[Outcome]) -> str:
     lines = [
-        "| run | training seed | steps | training, CPU s | success | final | latency ms p50 / p95 |",
-        "|---|---|---|---|---|---|---|",
+        "| run | training seed | parameters | steps | training, CPU s | steps / CPU s | success | final "
+        "| chunk latency, ms p50 / p95 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for outcome in outcomes:
         recipe, summary = outcome.run.recipe, outcome.summary
         lines.append(
-            f"| {outcome.run.label} | {recipe.seed} | {recipe.steps} | {outcome.cpu_s:.0f} "
+            f"| {outcome.run.label} | {recipe.seed} | {outcome.parameters / 1e6:.2f} M | {recipe.steps} "
+            f"| {outcome.cpu_s:.0f} | {recipe.steps / outcome.cpu_s:.1f} "
             f"| {_share(summary['success'], summary['success_interval'])} "
             f"| {_share(summary['final'], summary['final_interval'])} "
             f"| {summary['latency_ms_p50']} / {summary['latency_ms_p95']} |"
@@ -187,7 +216,8 @@ def _share(share: float, interval: Sequence[float]) -> str:
 def _record(outcome: Outcome) -> dict[str, Any]:
     run = outcome.run
     commands = [["robostack", *command] for command in run.recipe.commands()]
-    return {"label": run.label, "commands": commands, "training_cpu_s": outcome.cpu_s, **outcome.summary}
+    own = {"label": run.label, "commands": commands, "training_cpu_s": outcome.cpu_s}
+    return {**own, "parameters": outcome.parameters, **outcome.summary}
 
 
 def _origin(name: str) -> str:
