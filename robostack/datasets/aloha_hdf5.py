@@ -55,7 +55,8 @@ ARRAYS = {
 }
 JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 ARM_NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in JOINTS)
-BASE_NAMES = ("base_linear", "base_angular")
+ARM_UNITS = (*("rad",) * 6, "0 closed .. 1 open") * 2
+BASE_NAMES, BASE_UNITS = ("base_linear", "base_angular"), ("m/s", "rad/s")
 JPEG_QUALITY = 95
 _SETTINGS = "robostack.json"
 _FRAMES_AT_ONCE = 32
@@ -329,11 +330,13 @@ def _feature(root: h5py.File, key: str) -> Feature:
     names, units = _words(array, "names"), _words(array, "units")
     if not names and width == len(ARM_NAMES):
         names = ARM_NAMES
+    if not units and names == ARM_NAMES and key in ("observation.state", "action"):
+        units = ARM_UNITS  # no recorder writes them; the robot's driver has no others
     if key == "action" and "base_action" in root:
         base = _dataset(root, "base_action")
         if base.shape != (len(array), len(BASE_NAMES)) or base.dtype.kind not in "fiu":
             raise DataError(f"base_action: expected numbers ({len(array)}, 2), got {base.shape} {base.dtype}")
-        names, units = (*names, *BASE_NAMES) if names else (), (*units, *_words(base, "units"))
+        names, units = (*names, *BASE_NAMES) if names else (), (*units, *(_words(base, "units") or BASE_UNITS))
         width, dtype = width + len(BASE_NAMES), np.result_type(dtype, base.dtype)
     return Feature((width,), dtype.name, *(words if len(words) == width else () for words in (names, units)))
 

@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from robostack import envs
-from robostack.datasets.aloha_hdf5 import ARM_NAMES
+from robostack.datasets.aloha_hdf5 import ARM_NAMES, ARM_UNITS
 from robostack.datasets.episodes import Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.envs.aloha.cameras import Camera, parse_camera
@@ -25,7 +25,6 @@ from robostack.experts import Expert, make_expert
 from robostack.processes import cores, worker_pool
 from robostack.provenance import describe_run
 
-ARM_UNITS = ("rad", "rad", "rad", "rad", "rad", "rad", "0 closed .. 1 open") * 2
 POSE_NAMES, POSE_UNITS = ("x", "y", "z", "qw", "qx", "qy", "qz"), ("m", "m", "m", "1", "1", "1", "1")
 
 

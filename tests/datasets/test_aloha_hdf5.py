@@ -10,8 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robostack.datasets.aloha_hdf5 import ARM_NAMES, BASE_NAMES, AlohaHdf5Reader, AlohaHdf5Writer
+from robostack.datasets.aloha_hdf5 import (
+    ARM_NAMES,
+    ARM_UNITS,
+    BASE_NAMES,
+    BASE_UNITS,
+    AlohaHdf5Reader,
+    AlohaHdf5Writer,
+)
 from robostack.datasets.episodes import Appender, DataError, EpisodeReader, Feature
+from robostack.datasets.inspection import InspectConfig, inspect
 
 CAMERAS = ("cam_high", "cam_left_wrist")
 
@@ -78,7 +86,7 @@ def test_a_recording_is_read_as_it_is(tmp_path: Path) -> None:
     assert isinstance(reader, EpisodeReader)
     assert (reader.fps, reader.robot, reader.episodes) == (None, None, 3)
     assert [reader.length(i) for i in range(3)] == [5, 3, 4]
-    assert reader.features["action"] == Feature((14,), "float64", ARM_NAMES)
+    assert reader.features["action"] == Feature((14,), "float64", ARM_NAMES, ARM_UNITS)
     assert reader.provenance["source"] == {"format": "ALOHA HDF5", "sim": False, "not_read": []}
     with hdf5(path / "episode_1.hdf5") as root:
         read = arrays(reader, 1)
@@ -105,9 +113,18 @@ def test_jpegs_are_what_cv2_gives_back(tmp_path: Path) -> None:
 def test_base_actions_are_the_last_two_entries(tmp_path: Path) -> None:
     path = folder(tmp_path / "data", mobile=True)
     reader = AlohaHdf5Reader(path)
-    assert reader.features["action"] == Feature((16,), "float64", ARM_NAMES + BASE_NAMES)
+    assert reader.features["action"] == Feature((16,), "float64", ARM_NAMES + BASE_NAMES, ARM_UNITS + BASE_UNITS)
     with hdf5(path / "episode_0.hdf5") as root:
         assert np.array_equal(arrays(reader, 0)["action"], np.concatenate([root["action"], root["base_action"]], 1))
+
+
+def test_an_arm_beyond_its_limits_is_found_though_recorders_write_no_units(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data", lengths=(60, 60))
+    with hdf5(path / "episode_1.hdf5", "r+") as root:
+        root["observations/qpos"][:, 2] = 57.3  # in degrees, or a broken encoder
+    problems = inspect(AlohaHdf5Reader(path), InspectConfig(sampled=0)).problems
+    (beyond,) = [problem for problem in problems if problem.kind == "beyond limits"]
+    assert (beyond.feature, beyond.entry, beyond.episodes) == ("observation.state", "left_elbow", (1,))
 
 
 def test_episodes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
