@@ -45,13 +45,13 @@ def jitter_colour(
     if strength == 0.0:
         return images
     batch, device = len(images), images.device
-    drawn = torch.rand((3, batch, 1, 1), generator=generator, device=device)
+    drawn = torch.rand((3, batch, 1, 1), generator=generator, device=device, dtype=torch.float32)
     brightness, contrast, saturation = 1.0 + strength * (2.0 * drawn - 1.0)
-    luma = torch.tensor(LUMA, device=device)
+    luma = torch.tensor(LUMA, device=device, dtype=torch.float32)
     pixels = images.reshape(batch, -1, 3).float()
     # All of it is linear in a pixel: one 3 × 3 matrix and one offset a sample.
     grey = luma[:, None].expand(3, 3)
-    matrix = saturation * torch.eye(3, device=device) + (1.0 - saturation) * grey
+    matrix = saturation * torch.eye(3, device=device, dtype=torch.float32) + (1.0 - saturation) * grey
     mean = (pixels.mean(1) @ luma)[:, None, None]
     offset = brightness * (1.0 - contrast) * mean
     coloured = torch.baddbmm(offset, pixels, brightness * contrast * matrix)
