@@ -1,0 +1,122 @@
+"""How a policy sees: one sequence of tokens for the state, the task and the pictures of every look.
+
+All policies take their image encoders from `make_image_encoder`; all but π0, whose prefix and expert have tokens of
+different widths, take everything from `ObservationEncoder`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from robostack.core.text import PADDING
+from robostack.core.vision import KeypointEncoder, PatchEncoder, Size
+from robostack.policies.protocol import Interface, Observation
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The image encoders; every camera has weights of its own. Both kinds give one token a picture."""
+
+    vision: Literal["keypoints", "vit"] = "keypoints"
+    """A ConvNet with spatial softmax, or a vision transformer that is read in the same way."""
+    crop: tuple[int, int] | None = None
+    """(height, width) in pixels of the middle of every picture that is looked at; all of it by default. The middle of
+    a wide camera is a narrow camera."""
+    keypoints: int = 32
+    """Image points that a picture is described by."""
+    channels: tuple[int, ...] = (32, 32, 32)
+    """Of the ConvNet's layers, in multiples of 8."""
+    patch: int = 8
+    """Pixels a side of the transformer's patches."""
+    patch_width: int = 64
+    """Width of a patch's token, in multiples of 4 · patch_heads."""
+    patch_depth: int = 2
+    patch_heads: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("keypoints", "patch", "patch_width", "patch_depth", "patch_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.crop is not None and min(self.crop) < 1:
+            raise ValueError(f"crop must be at least 1x1 pixels, got {self.crop}")
+        if not self.channels or any(count < 8 or count % 8 for count in self.channels):
+            raise ValueError(f"channels must be multiples of 8, got {self.channels}")
+        if self.patch_width % (4 * self.patch_heads):
+            raise ValueError(f"patch_width must be a multiple of {4 * self.patch_heads}, got {self.patch_width}")
+
+
+def make_image_encoder(config: EncoderConfig, size: Size, width: int) -> KeypointEncoder | PatchEncoder:
+    """The encoder of one camera of (height, width) = `size`: pictures to `tokens` tokens of `width` numbers.
+
+    Raises ValueError when the crop is larger than the picture, or what is left is not made of whole patches.
+    """
+    height, width_px = config.crop or size
+    if height > size[0] or width_px > size[1]:
+        raise ValueError(
+            f"a camera of {size[0]}x{size[1]} pixels has no middle of {height}x{width_px}: set a smaller crop"
+        )
+    match config.vision:
+        case "keypoints":
+            return KeypointEncoder(width, config.channels, config.keypoints, config.crop)
+        case "vit":
+            return PatchEncoder(
+                size,
+                width,
+                config.patch,
+                config.patch_width,
+                config.patch_depth,
+                config.patch_heads,
+                config.keypoints,
+                config.crop,
+            )
+    assert_never(config.vision)
+
+
+class ObservationEncoder(nn.Module):
+    """Tokens, in this order: the state at each look, oldest first; the task; of each camera, each look's picture.
+
+    Each look has an embedding of its own that is added to its tokens, so that a reader need not know the order.
+    """
+
+    def __init__(self, config: EncoderConfig, interface: Interface, looks: int, width: int) -> None:
+        super().__init__()
+        self.cameras = nn.ModuleDict(
+            {name: make_image_encoder(config, size, width) for name, size in interface.cameras.items()}
+        )
+        self.state_in = nn.Sequential(nn.Linear(interface.state_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.word = nn.Embedding(interface.vocabulary, width, padding_idx=PADDING)
+        self.look = nn.Parameter(0.02 * torch.randn(looks, width))
+        self.tokens = looks + 1 + looks * sum(_encoder(camera).tokens for camera in self.cameras.values())
+        """How many tokens there are."""
+
+    def forward(
+        self, observation: Observation
+    ) -> tuple[Float[Tensor, "batch tokens width"], Bool[Tensor, "batch tokens"]]:
+        """The tokens, and which of them count.
+
+        A camera that the robot has not, and a task without words, give zeros that don't count. A look before the
+        episode's start doesn't count either, but holds what the observation repeats there: a reader that takes no
+        mask sees a robot at rest.
+        """
+        batch, looks = observation.seen.shape
+        words = observation.text != PADDING
+        told = words.sum(1, keepdim=True)
+        task = self.word(observation.text).sum(1) / told.clamp(min=1)
+        tokens, counts = [self.state_in(observation.state) + self.look, task[:, None]], [observation.seen, told > 0]
+        for name, module in self.cameras.items():
+            encoder, present = _encoder(module), observation.present[name][:, None]
+            seen = encoder(observation.images[name].flatten(0, 1)).unflatten(0, (batch, looks))
+            seen = (seen + self.look[:, None]).flatten(1, 2)
+            tokens.append(seen.masked_fill(~present[..., None], 0.0))
+            counts.append((present & observation.seen).repeat_interleave(encoder.tokens, dim=1))
+        return torch.cat(tokens, dim=1), torch.cat(counts, dim=1)
+
+
+def _encoder(module: nn.Module) -> KeypointEncoder | PatchEncoder:
+    assert isinstance(module, KeypointEncoder | PatchEncoder)  # what a ModuleDict's type forgets
+    return module
