@@ -3,6 +3,7 @@
     .venv/bin/python scripts/benchmarks.py main          the main job: both tasks, three training seeds
     .venv/bin/python scripts/benchmarks.py pixels        transfer cube from one camera and joint positions
     .venv/bin/python scripts/benchmarks.py prediction    why data prediction: a table of runs
+    .venv/bin/python scripts/benchmarks.py optimizers    AdamW and Muon on the same runs
     .venv/bin/python scripts/benchmarks.py policies      every policy on both tasks from state, three training seeds
 
 Each run is a few commands of the command line, one thread each and as many at once as there are cores. Runs are kept
@@ -127,6 +128,19 @@ def prediction_runs(folder: Path) -> list[Run]:
     ]
 
 
+def optimizer_runs(folder: Path) -> list[Run]:
+    """AdamW and Muon on the same runs."""
+    return [
+        Run(
+            f"{optimizer}, {TASKS[env]}",
+            Recipe("pi0", env, folder / env, folder / f"{optimizer}-{env}", 50, 1000, train=("--optimizer", optimizer)),
+            TUNING,
+        )
+        for env in TASKS
+        for optimizer in ("adamw", "muon")
+    ]
+
+
 BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
     "main": (
         main_runs,
@@ -146,6 +160,11 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
         "200 demonstrations, 100 evaluation seeds that nothing was trained or tuned on, one training seed. "
         "The policy sees 14 joint positions and one 64×64 image, never the cube's pose, in training neither. Its "
         "camera is gym_aloha's `top` narrowed from 78° to 42° (`top_zoom`): easier than the original benchmark's view.",
+    ),
+    "optimizers": (
+        optimizer_runs,
+        "# AdamW and Muon\n\nπ0 from joints and object poses, 50 demonstrations, 1000 steps, the same learning rate "
+        "(Muon's step is scaled to AdamW's size), one training seed, 100 tuning seeds.",
     ),
     "prediction": (
         prediction_runs,
