@@ -22,13 +22,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from robostack.policies.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
 from robostack.serialize import from_json, to_json
 
 FORMAT = "robostack-checkpoint-3"
 
-POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {"pi0": (Pi0Config, Pi0)}
+POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {
+    "pi0": (Pi0Config, Pi0),
+    "decision_transformer": (DecisionTransformerConfig, DecisionTransformer),
+}
 """Policy name to its config and its module."""
 
 

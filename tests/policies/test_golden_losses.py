@@ -19,6 +19,7 @@ import torch
 
 from robostack.policies.augment import Augmentation, augment
 from robostack.policies.checkpoint import POLICIES
+from robostack.policies.decision_transformer import DecisionTransformerConfig
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.protocol import Interface, Observation
 
@@ -28,6 +29,11 @@ SMALL: dict[str, tuple[Any, dict[str, tuple[int, int]]]] = {
     "pi0": (Pi0Config(chunk_len=6, execute_len=3, actions_per_token=2, expert_width=32, prefix_width=16, depth=2), {}),
     "pi0, camera": (
         Pi0Config(chunk_len=6, execute_len=3, actions_per_token=2, expert_width=32, prefix_width=16, depth=2),
+        CAMERAS,
+    ),
+    "decision_transformer": (DecisionTransformerConfig(context=3, chunk_len=6, execute_len=3, width=32, depth=2), {}),
+    "decision_transformer, bins, camera": (
+        DecisionTransformerConfig(context=2, chunk_len=6, execute_len=3, width=32, depth=2, head="bins", bins=11),
         CAMERAS,
     ),
 }

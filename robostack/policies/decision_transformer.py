@@ -1,0 +1,246 @@
+"""Acting as a sequence that is asked for a return (Decision Transformer, arXiv 2106.01345).
+
+The last K decisions become tokens, (return-to-go, what was seen, what was done) for each, in a causal transformer that
+predicts what to do next: asked for a high return it does as those episodes did that still had one ahead of them. A
+robot at 50 Hz decides once in `execute_len` control steps: its action token is the chunk of actions run since, and it
+predicts a chunk of `chunk_len`. With both 1 it is the paper's, but for the embedding of the time step: here a policy
+sees no clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from robostack.core.attention import block_mask
+from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
+from robostack.datasets.windows import History
+from robostack.policies.encoder import EncoderConfig, ObservationEncoder
+from robostack.policies.protocol import Interface, Observation
+
+Head = Literal["l1", "l2", "gaussian", "bins"]
+# Block ids: a token sees its own block and the earlier ones. The task comes first, then three blocks a decision.
+TASK, RETURN, LOOK, ACTIONS, BLOCKS = 0, 1, 2, 3, 3
+
+
+@dataclass(frozen=True)
+class DecisionTransformerConfig:
+    """What the transformer sees and how it puts its actions."""
+
+    context: int = 4
+    """K, the decisions that it sees, the present one included."""
+    chunk_len: int = 20
+    """Actions predicted at once."""
+    execute_len: int = 20
+    """Actions run between two decisions."""
+    conditioned: bool = True
+    """Whether it sees the return-to-go. Without, it is behaviour cloning by the same network."""
+    head: Head = "l1"
+    """Actions as numbers, learned by their absolute or squared error, or as distributions to draw from: gaussian (as in
+    the Online Decision Transformer, arXiv 2202.05607) or over `bins`."""
+    bins: int = 51
+    """Bins an action dimension: evenly spaced centres from −bin_range to bin_range."""
+    bin_range: float = 5.0
+    """In units of normalised actions; what lies beyond is brought to the outermost bin."""
+    temperature: float = 1.0
+    """Of drawing from a distribution: 1 draws as the data were, 0 takes the gaussian's mean or the likeliest bin."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    width: int = 128
+    hidden_multiple: int = 2
+    """Hidden width of the gated feed-forwards, in widths."""
+    depth: int = 4
+    heads: int = 4
+    head_dim: int = 32
+
+    def __post_init__(self) -> None:
+        if self.context < 1:
+            raise ValueError(f"context must be at least 1, got {self.context}")
+        if not 0 < self.execute_len <= self.chunk_len:
+            raise ValueError(f"execute_len must lie in 1..chunk_len = {self.chunk_len}, got {self.execute_len}")
+        if self.bins < 2 or self.bin_range <= 0.0:
+            raise ValueError(f"bins need a number above 1 and a range above 0, got {self.bins} and {self.bin_range}")
+        if self.temperature < 0.0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+
+    @property
+    def history(self) -> History:
+        """A look at every decision of the context."""
+        return History(self.context, self.execute_len, self.conditioned)
+
+
+class DecisionTransformer(nn.Module):
+    """Tokens of K decisions through a causal transformer to a chunk of actions a decision."""
+
+    def __init__(self, config: DecisionTransformerConfig, interface: Interface) -> None:
+        super().__init__()
+        self.config, self.interface = config, interface
+        width = config.width
+        self.encoder = ObservationEncoder(config.encoder, interface, config.context, width)
+        self.return_in = nn.Linear(1, width)
+        self.action_in = nn.Linear(config.execute_len * interface.action_dim, width)
+        self.transformer = Transformer(
+            TransformerConfig(
+                streams=(StreamConfig(width, config.hidden_multiple * width),),
+                depth=config.depth,
+                heads=config.heads,
+                kv_heads=config.heads,
+                head_dim=config.head_dim,
+            )
+        )
+        self.numbers = {"l1": 1, "l2": 1, "gaussian": 2, "bins": config.bins}[config.head]
+        self.action_out = nn.Linear(width, config.chunk_len * interface.action_dim * self.numbers)
+        self.centres: Tensor
+        self.register_buffer(
+            "centres", torch.linspace(-config.bin_range, config.bin_range, config.bins), persistent=False
+        )
+
+    def loss(
+        self,
+        observation: Observation,
+        actions: Float[Tensor, "batch chunk_len action_dim"],
+        counts: Bool[Tensor, "batch chunk_len action_dim"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        """The error at every decision of the context: what was done after the earlier ones is known as well."""
+        targets = self._chunks(torch.cat([observation.past_actions, actions], dim=1))
+        # All actions since the first look that was seen were run; a joint that the robot has not counts nowhere.
+        past = counts[:, :1].expand(-1, observation.past_actions.shape[1], -1)
+        known = self._chunks(torch.cat([past, counts], dim=1)) & observation.seen[:, :, None, None]
+        output = self.predict(observation)
+        match self.config.head:
+            case "l1":
+                error = (output[..., 0] - targets).abs()
+            case "l2":
+                error = (output[..., 0] - targets).square()
+            case "gaussian":
+                error = gaussian_error(output, targets)
+            case "bins":
+                error = two_hot_cross_entropy(output, targets, self.centres)
+        return error.masked_fill(~known, 0.0).sum() / known.sum()
+
+    def sample(
+        self, observation: Observation, generator: torch.Generator
+    ) -> Float[Tensor, "batch chunk_len action_dim"]:
+        """The chunk after the present look; drawn, where the head is of bins."""
+        output = self.predict(observation)[:, -1]
+        # One draw a dimension for the whole chunk: what varies from one demonstration to the next is where a motion
+        # goes, while actions drawn each on their own would shake about the same mean motion.
+        shape = (len(output), 1, self.interface.action_dim)
+        draw = torch.randn(shape, generator=generator, device=output.device)
+        match self.config.head:
+            case "l1" | "l2":
+                return output[..., 0]
+            case "gaussian":
+                return output[..., 0] + self.config.temperature * log_deviation(output).exp() * draw
+            case "bins":
+                if self.config.temperature == 0.0:
+                    return likeliest(output, self.centres)
+                quantile = torch.special.ndtr(draw).expand(output.shape[:-1])
+                return at_quantile(output / self.config.temperature, self.centres, quantile)
+
+    def predict(self, observation: Observation) -> Float[Tensor, "batch looks chunk_len action_dim numbers"]:
+        """The head's numbers for each action, at the look of each decision: the action, its mean and log deviation, or
+        the logits of its bins."""
+        tokens, counts, blocks = self._tokens(observation)
+        # A token that does not count sees itself, so that no row of the mask is empty.
+        mask = block_mask(blocks, blocks, counts) | torch.eye(len(blocks), dtype=torch.bool, device=blocks.device)
+        positions = torch.arange(len(blocks), device=blocks.device)[None]
+        outputs, _ = self.transformer([tokens], mask, positions, [None])
+        assert outputs[0] is not None
+        # What is done is read off the last token of each look, its state.
+        ends = torch.nonzero(F.pad(blocks, (0, 1), value=ACTIONS).diff() * (blocks % BLOCKS == LOOK))[:, 0]
+        chunks = self.action_out(outputs[0][:, ends])
+        return chunks.unflatten(2, (self.config.chunk_len, self.interface.action_dim, self.numbers))
+
+    def _tokens(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        """Task, then (return-to-go, frames and state, actions) of every decision but for the last one's actions:
+        tokens (batch, tokens, width), which of them count, and their blocks (tokens,)."""
+        seen = observation.seen
+        batch, k = seen.shape
+        tokens, counts = self.encoder(observation)
+        cameras = len(self.interface.cameras)
+        frames_shape = (batch, cameras, k, (tokens.shape[1] - k - 1) // (k * max(1, cameras)))
+        frames = tokens[:, k + 1 :].reshape(*frames_shape, -1 if cameras else tokens.shape[2])
+        returns = torch.zeros_like(observation.state[..., 0])
+        if self.config.conditioned:
+            assert observation.returns_to_go is not None
+            returns = observation.returns_to_go
+        done = observation.past_actions.unflatten(1, (k - 1, self.config.execute_len)).flatten(2)
+        decisions = [
+            self.return_in(returns[..., None])[:, :, None],
+            frames.transpose(1, 2).flatten(2, 3),
+            tokens[:, :k, None],
+            F.pad(self.action_in(done), (0, 0, 0, 1))[:, :, None],
+        ]
+        decided = [
+            seen[..., None],
+            counts[:, k + 1 :].reshape(frames_shape).transpose(1, 2).flatten(2) & seen[..., None],
+            seen[..., None],
+            seen[..., None],
+        ]
+        blocks = torch.tensor([RETURN] + [LOOK] * (decisions[1].shape[2] + 1) + [ACTIONS], device=seen.device)
+        blocks = (blocks + BLOCKS * torch.arange(k, device=seen.device)[:, None]).flatten()
+        return (
+            torch.cat([tokens[:, k : k + 1], torch.cat(decisions, dim=2).flatten(1, 2)], dim=1)[:, :-1],
+            torch.cat([counts[:, k : k + 1], torch.cat(decided, dim=2).flatten(1, 2)], dim=1)[:, :-1],
+            F.pad(blocks, (1, 0), value=TASK)[:-1],
+        )
+
+    def _chunks(self, steps: Tensor) -> Tensor:
+        """(batch, (K − 1) · execute_len + chunk_len, action_dim) as the chunk after each decision, (batch, K,
+        chunk_len, action_dim)."""
+        return steps.unfold(1, self.config.chunk_len, self.config.execute_len).transpose(2, 3)
+
+
+def gaussian_error(output: Float[Tensor, "*shape 2"], targets: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """−log N(target; mean, deviation²), up to its constant."""
+    deviation = log_deviation(output)
+    return 0.5 * ((targets - output[..., 0]) * (-deviation).exp()).square() + deviation
+
+
+def log_deviation(output: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
+    """The logarithm of the deviation, held between that of exp(−4) and exp(2): actions are of unit scale."""
+    return -1.0 + 3.0 * torch.tanh(output[..., 1] / 3.0)
+
+
+def two_hot_cross_entropy(
+    logits: Float[Tensor, "*shape bins"], targets: Float[Tensor, "*shape"], centres: Float[Tensor, " bins"]
+) -> Float[Tensor, "*shape"]:
+    """−Σ q log softmax(logits), q the target's share in the two bins between whose centres it lies.
+
+    The mean of q is the target itself, so that bins can be far coarser than the motion is fine (as MuZero's rewards,
+    arXiv 1911.08265, appendix F).
+    """
+    place = (targets.clamp(centres[0], centres[-1]) - centres[0]) / (centres[1] - centres[0])
+    below = place.floor().clamp(max=len(centres) - 2)
+    index = below.long()[..., None]
+    log_p = logits.log_softmax(dim=-1)
+    share = place - below
+    return -((1.0 - share) * log_p.gather(-1, index)[..., 0] + share * log_p.gather(-1, index + 1)[..., 0])
+
+
+def likeliest(logits: Float[Tensor, "*shape bins"], centres: Float[Tensor, " bins"]) -> Float[Tensor, "*shape"]:
+    """The mean of the likeliest bin and its neighbours: a number between two centres has its weight in both."""
+    best = logits.argmax(dim=-1, keepdim=True)
+    near = (torch.arange(len(centres), device=logits.device) - best).abs() <= 1
+    return logits.masked_fill(~near, -torch.inf).softmax(dim=-1) @ centres
+
+
+def at_quantile(
+    logits: Float[Tensor, "*shape bins"], centres: Float[Tensor, " bins"], quantile: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """F⁻¹(quantile) for the cumulative distribution F that rises evenly between the centres of the bins.
+
+    Half of a bin's weight lies on either side of its centre, where F is the weight of the bins below and that half.
+    """
+    p = logits.softmax(dim=-1)
+    cumulative = p.cumsum(dim=-1) - p / 2
+    above = torch.searchsorted(cumulative, quantile[..., None].contiguous()).clamp(1, len(centres) - 1)
+    low, high = cumulative.gather(-1, above - 1), cumulative.gather(-1, above)
+    share = ((quantile[..., None] - low) / (high - low).clamp(min=1e-9)).clamp(0.0, 1.0)
+    return torch.lerp(centres[above - 1], centres[above], share)[..., 0]
