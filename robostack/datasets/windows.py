@@ -147,14 +147,18 @@ class WindowSampler:
         length = min(self._before + self._span, self._store.frames)
         starts = np.clip(frames - self._before, 0, self._store.frames - length)
         rows = self._store.windows("action", starts[:, 0], length)
-        wanted = np.clip(frames + self._offsets, first, last) - starts
         if self._frames_a_step != 1.0:
-            return _interpolate(rows, wanted)
-        at = wanted.astype(np.int64)
-        if length != at.shape[1]:
-            return rows[np.arange(len(rows))[:, None], at]
-        moved = np.flatnonzero((at != np.arange(length)).any(1))
-        rows[moved] = rows[moved[:, None], at[moved]]
+            return _interpolate(rows, np.clip(frames + self._offsets, first, last) - starts)
+        if length == self._before + self._span:
+            # Most windows lie inside their episode and are as they were read.
+            moved = np.flatnonzero((frames - self._before < first) | (frames + self._span - 1 > last))
+        else:
+            moved = np.arange(len(rows))
+        at = np.clip(frames[moved] + self._offsets.astype(np.int64), first[moved], last[moved]) - starts[moved]
+        taken = rows[moved[:, None], at]
+        if len(moved) == len(rows):
+            return taken
+        rows[moved] = taken
         return rows
 
     def _at(self, key: str, frames: Int[np.ndarray, "batch looks"]) -> np.ndarray:
