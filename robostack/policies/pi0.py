@@ -8,7 +8,7 @@ and is integrated from noise (t = 0) to actions (t = 1). Time conditions the exp
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -22,8 +22,8 @@ from robostack.core.flow_solvers import Method, integrate
 from robostack.core.flow_training import TimeSampling, sample_time
 from robostack.core.text import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
-from robostack.core.vision import KeypointEncoder
 from robostack.datasets.windows import History
+from robostack.policies.encoder import EncoderConfig, make_image_encoder
 from robostack.policies.protocol import Interface, Observation
 
 Prediction = Literal["velocity", "data"]
@@ -49,6 +49,8 @@ class Pi0Config:
     heads: int = 4
     kv_heads: int = 1
     head_dim: int = 32
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """Of the cameras' pictures."""
     prediction: Prediction = "data"
     """What the expert puts out: the clean chunk, or the velocity of the path."""
     loss: Prediction = "data"
@@ -88,7 +90,9 @@ class Pi0(nn.Module):
         self.config, self.interface = config, interface
         width, prefix_width = config.expert_width, config.prefix_width
         self.word = nn.Embedding(interface.vocabulary, prefix_width, padding_idx=PADDING)
-        self.cameras = nn.ModuleDict({name: KeypointEncoder(prefix_width) for name in interface.cameras})
+        self.cameras = nn.ModuleDict(
+            {name: make_image_encoder(config.encoder, size, prefix_width) for name, size in interface.cameras.items()}
+        )
         self.state_in = nn.Linear(interface.state_dim, width)
         self.action_in = nn.Linear(config.actions_per_token * interface.action_dim, width)
         self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
@@ -149,7 +153,10 @@ class Pi0(nn.Module):
             # Without images the prefix depends on the task alone: encode each task of the batch once.
             text, inverse = torch.unique(text, dim=0, return_inverse=True)
         tokens = [encoder(observation.images[name][:, -1]) for name, encoder in self.cameras.items()]
-        seen = [observation.present[name][:, None] for name in self.cameras]
+        seen = [
+            observation.present[name][:, None].expand(-1, picture.shape[1])
+            for name, picture in zip(self.cameras, tokens, strict=True)
+        ]
         valid = torch.cat([*seen, text != PADDING], dim=1)
         tokens = torch.cat([*tokens, self.word(text)], dim=1)
         blocks = torch.full((tokens.shape[1],), PREFIX, device=tokens.device)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from robostack.policies.encoder import EncoderConfig
 from robostack.policies.pi0 import Pi0, Pi0Config, time_embedding
 from robostack.policies.protocol import Interface, Observation
 
@@ -78,6 +79,20 @@ def test_every_part_of_the_observation_matters(cameras: dict[str, tuple[int, int
         assert not torch.allclose(policy.sample(dataclasses.replace(observation, **{name: value}), seeded()), before), (
             name
         )
+
+
+@pytest.mark.parametrize("vision", ["keypoints", "vit"])
+def test_a_camera_is_looked_at_in_its_middle_and_not_at_all_where_the_robot_has_none(vision: str) -> None:
+    config = dataclasses.replace(SMALL, encoder=EncoderConfig(vision=vision, crop=(16, 24)))
+    policy, observation = make_policy(config, {"top": (32, 32)}), make_observation(2, {"top": (32, 32)})
+    observation = dataclasses.replace(observation, present={"top": torch.tensor([True, False])})
+    before = policy.sample(observation, seeded())
+    for rows_, columns, changes in ((slice(8), slice(32), False), (slice(8, 24), slice(4, 28), True)):
+        frames = observation.images["top"].clone()
+        frames[:, :, rows_, columns] ^= 255
+        after = policy.sample(dataclasses.replace(observation, images={"top": frames}), seeded())
+        assert torch.equal(after[1], before[1])
+        assert torch.allclose(after[0], before[0], atol=1e-6) != changes
 
 
 @pytest.mark.parametrize("cameras", [{}, {"top": (32, 32)}])
