@@ -64,10 +64,14 @@ class TransformerConfig:
     """Each branch norms its input, and the last tokens are normed; or each sum of tokens and branch is normed."""
     memory: int = 0
     """Width of the memory's tokens; 0: there is none."""
+    attention_from: int = 0
+    """The first block in which the streams attend to themselves; those before only look at the memory."""
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
+        if self.attention_from and not self.memory:
+            raise ValueError(f"expected a memory for the {self.attention_from} blocks without attention to look at")
         if self.order == "post_norm" and any(stream.condition for stream in self.streams):
             raise ValueError("a conditioned stream needs the order 'pre_norm': its norms gate the branch that follows")
 
@@ -78,7 +82,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.layers = nn.ModuleList(Block(config, index >= config.attention_from) for index in range(config.depth))
         if config.order == "pre_norm":
             self.norms = _norms(config)
 
@@ -139,13 +143,15 @@ class Block(nn.Module):
     """Three branches for each stream: attention among the streams, attention to the memory if there is one, and
     feed-forward. In the order `pre_norm` x ← x + gate · branch(norm(x)), in `post_norm` x ← norm(x + branch(x))."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, attends: bool) -> None:
         super().__init__()
+        self.attends = attends
         self.pre_norm = config.order == "pre_norm"
         sizes = (config.heads, config.kv_heads, config.head_dim)
         streams = config.streams
-        self.attention_norms = _norms(config)
-        self.projections = nn.ModuleList(Projections(stream.width, *sizes, stream.bias) for stream in streams)
+        if attends:
+            self.attention_norms = _norms(config)
+            self.projections = nn.ModuleList(Projections(stream.width, *sizes, stream.bias) for stream in streams)
         if config.memory:
             self.memory = MemoryProjections(config.memory, config.kv_heads, config.head_dim, streams[0].bias)
             self.cross_norms = _norms(config)
@@ -165,7 +171,11 @@ class Block(nn.Module):
         memory: tuple[Tensor, Tensor] | None,
     ) -> tuple[list[Tensor | None], tuple[Tensor, Tensor]]:
         tokens = {index: x for index, x in enumerate(streams) if x is not None}
-        own = self._attend(tokens, call, cache)
+        if self.attends:
+            own = self._attend(tokens, call, cache)
+        else:
+            tokens = {index: x[:, call.wanted[index] or slice(None)] for index, x in tokens.items()}
+            own = (_nothing(tokens), _nothing(tokens))
         if memory is not None:
             self._look(tokens, call, memory)
         for index, x in tokens.items():
@@ -252,6 +262,11 @@ class _Call(NamedTuple):
 
 def _norms(config: TransformerConfig) -> nn.ModuleList:
     return nn.ModuleList(build_norm(stream.norm, stream.width, stream.condition) for stream in config.streams)
+
+
+def _nothing(tokens: dict[int, Tensor]) -> Tensor:
+    """Keys or values of no token."""
+    return next(iter(tokens.values())).new_zeros(0, 0, 0, 0)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from robostack.policies.act import Act, ActConfig
 from robostack.policies.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
@@ -31,6 +32,7 @@ FORMAT = "robostack-checkpoint-3"
 
 POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {
     "pi0": (Pi0Config, Pi0),
+    "act": (ActConfig, Act),
     "decision_transformer": (DecisionTransformerConfig, DecisionTransformer),
 }
 """Policy name to its config and its module."""

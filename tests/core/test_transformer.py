@@ -9,6 +9,7 @@ import torch
 from robostack.core.attention import block_mask
 from robostack.core.optim import hidden_matrices
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
+from robostack.core.transformer_parts import Linear
 
 
 def two_streams(condition: int = 6) -> Transformer:
@@ -228,6 +229,39 @@ def test_wanted_tokens_look_at_the_memory_from_where_they_stand(order: str) -> N
     torch.testing.assert_close(part[0], full[0][:, 1:4])
 
 
+def test_blocks_before_attention_from_only_look_at_the_memory() -> None:
+    model = decoder(depth=2).double()
+    later = Transformer(dataclasses.replace(model.config, attention_from=1)).double()
+    state = model.state_dict()
+    later.load_state_dict({name: state[name] for name in later.state_dict()})
+    gone = set(state) - set(later.state_dict())
+    assert gone and all(name.startswith(("layers.0.attention_norms", "layers.0.projections")) for name in gone)
+    x, memory = torch.randn(2, 5, 16).double(), model.remember(torch.randn(2, 3, 16).double())
+    full, _ = later([x], None, None, [None], memory=memory)
+    # Where the first block's attention adds nothing, norming once more what is normed is all that is left of it.
+    with torch.no_grad():
+        for kind in ("weight", "bias"):
+            model.get_parameter(f"layers.0.projections.0.output.{kind}").zero_()
+    normed = torch.nn.functional.layer_norm(x, (16,))
+    expected, _ = model([x], None, None, [None], memory=memory)
+    torch.testing.assert_close(later([normed], None, None, [None], memory=memory)[0][0], expected[0])
+    part, _ = later([x], None, None, [None], memory=memory, wanted=[slice(2, 4)])
+    torch.testing.assert_close(part[0], full[0][:, 2:4])
+    # The last block may be one of them.
+    only = Transformer(dataclasses.replace(model.config, attention_from=2)).double()
+    full, _ = only([x], None, None, [None], memory=memory)
+    part, _ = only([x], None, None, [None], memory=memory, wanted=[slice(2, 4)])
+    torch.testing.assert_close(part[0], full[0][:, 2:4])
+
+
+@pytest.mark.parametrize("shape", [(3, 512), (1, 512), (2, 4, 512), (2, 5, 512), (1, 3, 512)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_rows_are_multiplied_right(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(512, 600, bias), torch.randn(shape)
+    torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
 def test_refactors_keep_the_numbers() -> None:
     """Sums of outputs, keys and values of a fixed model, as the first version of the transformer gave them."""
     model, (prefix, suffix, condition) = two_streams(), inputs()
@@ -259,6 +293,8 @@ def test_configs_and_calls_that_contradict_themselves_are_refused() -> None:
         dataclasses.replace(config, kv_heads=3)
     with pytest.raises(ValueError, match="pre_norm"):
         dataclasses.replace(config, order="post_norm")
+    with pytest.raises(ValueError, match="expected a memory"):
+        dataclasses.replace(config, attention_from=1)
     with pytest.raises(ValueError, match="memory"):
         decoder()([torch.randn(1, 2, 16)], None, None, [None])
 

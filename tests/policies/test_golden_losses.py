@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from robostack.policies.act import ActConfig
 from robostack.policies.augment import Augmentation, augment
 from robostack.policies.checkpoint import POLICIES
 from robostack.policies.decision_transformer import DecisionTransformerConfig
@@ -29,6 +30,11 @@ SMALL: dict[str, tuple[Any, dict[str, tuple[int, int]]]] = {
     "pi0": (Pi0Config(chunk_len=6, execute_len=3, actions_per_token=2, expert_width=32, prefix_width=16, depth=2), {}),
     "pi0, camera": (
         Pi0Config(chunk_len=6, execute_len=3, actions_per_token=2, expert_width=32, prefix_width=16, depth=2),
+        CAMERAS,
+    ),
+    "act": (ActConfig(chunk_len=6, execute_len=3, width=32, hidden=48), {}),
+    "act, post norm, camera": (
+        ActConfig(chunk_len=6, execute_len=3, width=32, hidden=48, decoder_depth=1, order="post_norm"),
         CAMERAS,
     ),
     "decision_transformer": (DecisionTransformerConfig(context=3, chunk_len=6, execute_len=3, width=32, depth=2), {}),

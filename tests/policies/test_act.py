@@ -1,0 +1,180 @@
+"""What ACT promises: one observation gives one chunk, the latent tells what the observation cannot, padding is neither
+seen nor counted, and that it learns."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from robostack.policies.act import Act, ActConfig, sinusoids
+from robostack.policies.protocol import Interface, Observation
+
+SMALL = ActConfig(
+    chunk_len=6,
+    execute_len=3,
+    width=32,
+    hidden=48,
+    heads=2,
+    posterior_depth=2,
+    encoder_depth=1,
+    decoder_depth=2,
+    latent=4,
+)
+PARTS = dataclasses.replace(SMALL, state_parts=(3, 2))
+Cameras = dict[str, tuple[int, int]]
+
+
+def make_policy(config: ActConfig = SMALL, cameras: Cameras | None = None, seed: int = 0) -> Act:
+    torch.manual_seed(seed)
+    return Act(config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras=cameras or {}))
+
+
+def make_observation(batch: int, cameras: Cameras | None = None) -> Observation:
+    g = torch.Generator().manual_seed(1)
+    text = torch.randint(1, 9, (batch, 4), generator=g)
+    text[1::2, 2:] = 0
+    images = {
+        name: torch.randint(0, 256, (batch, 1, *size, 3), generator=g, dtype=torch.uint8)
+        for name, size in (cameras or {}).items()
+    }
+    return Observation(
+        state=torch.randn(batch, 1, 5, generator=g),
+        text=text,
+        images=images,
+        present={name: torch.ones(batch, dtype=torch.bool) for name in images},
+        seen=torch.ones(batch, 1, dtype=torch.bool),
+        past_actions=torch.zeros(batch, 0, 3),
+    )
+
+
+def rows(observation: Observation, index: slice) -> Observation:
+    return dataclasses.replace(
+        observation,
+        state=observation.state[index],
+        text=observation.text[index],
+        images={name: frames[index] for name, frames in observation.images.items()},
+        present={name: has[index] for name, has in observation.present.items()},
+        seen=observation.seen[index],
+        past_actions=observation.past_actions[index],
+    )
+
+
+def everything(batch: int) -> torch.Tensor:
+    return torch.ones(batch, 6, 3, dtype=torch.bool)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("config", [SMALL, PARTS, dataclasses.replace(SMALL, order="post_norm")])
+def test_one_observation_gives_one_chunk_whatever_the_generator(config: ActConfig) -> None:
+    policy, observation = make_policy(config), make_observation(3)
+    one, other = (policy.sample(observation, seeded(seed)) for seed in (0, 1))
+    assert one.shape == (3, 6, 3) and torch.equal(one, other)
+    zero = policy.decode(observation, torch.zeros(3, 4))
+    torch.testing.assert_close(one, zero)
+    assert (one[:, 0] - one[:, 1]).abs().min() > 0  # each query reads an action of its own
+
+
+@pytest.mark.parametrize("cameras", [{}, {"top": (32, 32)}])
+def test_every_part_of_the_observation_matters(cameras: Cameras) -> None:
+    policy, observation = make_policy(cameras=cameras), make_observation(2, cameras)
+    before = policy.sample(observation, seeded())
+    changes = {"state": observation.state + 1.0, "text": observation.text.flip(1) % 8 + 1}
+    if cameras:
+        changes["images"] = {"top": observation.images["top"].flip(2)}
+    for name, value in changes.items():
+        changed = policy.sample(dataclasses.replace(observation, **{name: value}), seeded())
+        assert not torch.allclose(changed, before), name
+
+
+@pytest.mark.parametrize("config", [SMALL, PARTS])
+def test_rows_of_a_batch_do_not_touch_each_other(config: ActConfig) -> None:
+    policy, observation = make_policy(config).double(), make_observation(4)
+    observation = dataclasses.replace(observation, state=observation.state.double())
+    latent = torch.randn(4, 4, dtype=torch.float64)
+    together = policy.decode(observation, latent)
+    for i in range(4):
+        torch.testing.assert_close(policy.decode(rows(observation, slice(i, i + 1)), latent[i : i + 1])[0], together[i])
+
+
+def test_the_loss_is_the_mean_error_and_the_weighed_divergence() -> None:
+    policy, observation = make_policy(), make_observation(4)
+    actions, counts = torch.randn(4, 6, 3), everything(4)
+    counts[1, 4:] = False
+    counts[2, :, 1] = False  # a joint that this robot has not
+    mean, log_variance = policy.posterior(observation.state[:, 0], actions, counts.any(-1))
+    deviation = (log_variance / 2).exp()
+    latent = mean + deviation * torch.randn(4, 4, generator=seeded())
+    error = (policy.decode(observation, latent) - actions)[counts].abs().mean()
+    divergence = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).sum(-1).mean()
+    torch.testing.assert_close(policy.loss(observation, actions, counts, seeded()), error + 10.0 * divergence)
+
+
+def test_actions_past_the_end_are_not_seen() -> None:
+    policy, observation = make_policy(), make_observation(2)
+    actions, counts = torch.randn(2, 6, 3), everything(2)
+    counts[:, 4:] = False
+    other = actions.clone()
+    other[:, 4:] += 1.0
+    torch.testing.assert_close(
+        policy.loss(observation, other, counts, seeded()), policy.loss(observation, actions, counts, seeded())
+    )
+
+
+def test_without_a_posterior_it_regresses() -> None:
+    policy, observation = make_policy(dataclasses.replace(SMALL, posterior_depth=0)), make_observation(4)
+    actions = torch.randn(4, 6, 3)
+    expected = (policy.sample(observation, seeded()) - actions).abs().mean()
+    torch.testing.assert_close(policy.loss(observation, actions, everything(4), seeded()), expected)
+
+
+@pytest.mark.parametrize("order", ["pre_norm", "post_norm"])
+def test_it_learns_what_the_state_selects_and_tells_the_rest_by_the_latent(order: str) -> None:
+    """The first joint follows the state; the second goes either way, which the posterior alone can know."""
+    policy = make_policy(dataclasses.replace(SMALL, kl_weight=0.01, order=order))
+    optimizer = torch.optim.AdamW(policy.parameters(), 3e-3)
+    generator, observation = seeded(), make_observation(64)
+    ramp = torch.linspace(0.5, 1.0, 6)
+
+    def draw(batch: int) -> tuple[Observation, torch.Tensor]:
+        state = torch.randn(batch, 1, 5, generator=generator)
+        signs = torch.stack([state[:, 0, 0], torch.randn(batch, generator=generator), state[:, 0, 0]], dim=-1).sign()
+        return dataclasses.replace(rows(observation, slice(batch)), state=state), signs[:, None] * ramp[:, None]
+
+    for _ in range(150):
+        seen, actions = draw(64)
+        policy.loss(seen, actions, everything(64), generator).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    seen, actions = draw(64)
+    with torch.inference_mode():
+        mean, _ = policy.posterior(seen.state[:, 0], actions, everything(64).any(-1))
+        told = (policy.decode(seen, mean) - actions).abs().mean(dim=(0, 1))
+        untold = (policy.sample(seen, generator) - actions).abs().mean(dim=(0, 1))
+    assert told.max() < 0.25, told
+    assert untold[[0, 2]].max() < 0.25 and untold[1] > 0.5, untold
+
+
+def test_sinusoids_are_the_papers() -> None:
+    table = sinusoids(5, 8)
+    for position in range(5):
+        for i in range(4):
+            angle = torch.tensor(position / 10_000 ** (2 * i / 8))
+            torch.testing.assert_close(table[position, 2 * i : 2 * i + 2], torch.stack([angle.sin(), angle.cos()]))
+
+
+@pytest.mark.parametrize(
+    ("change", "cameras", "message"),
+    [
+        ({"execute_len": 7}, {}, r"1..chunk_len"),
+        ({"width": 34}, {}, "multiple of 2 heads"),
+        ({"state_parts": (3, 3)}, {}, "make up the state"),
+        ({"state_parts": (3, 2)}, {"top": (32, 32)}, "see no cameras"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(change: dict, cameras: Cameras, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_policy(dataclasses.replace(SMALL, **change), cameras)
