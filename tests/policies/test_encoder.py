@@ -1,0 +1,165 @@
+"""What a policy sees: tokens in a told order, of which those of what is not there neither count nor change others."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from robostack.policies.augment import Augmentation, augment
+from robostack.policies.encoder import EncoderConfig, ObservationEncoder, make_image_encoder
+from robostack.policies.protocol import Interface, Observation
+from robostack.serialize import from_json, to_json
+
+CAMERAS = {"top": (24, 24), "wrist": (16, 32)}
+VIT = EncoderConfig(vision="vit", patch_width=16, patch_heads=2)
+LOOKS, WIDTH = 2, 12
+
+
+def make_encoder(config: EncoderConfig = VIT, looks: int = LOOKS, cameras=CAMERAS) -> ObservationEncoder:
+    torch.manual_seed(0)
+    interface = Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras=cameras)
+    return ObservationEncoder(config, interface, looks, WIDTH)
+
+
+def observe(batch: int = 4, looks: int = LOOKS, cameras=CAMERAS) -> Observation:
+    g = torch.Generator().manual_seed(1)
+    images = {
+        name: torch.randint(0, 256, (batch, looks, *size, 3), generator=g, dtype=torch.uint8)
+        for name, size in cameras.items()
+    }
+    return Observation(
+        state=torch.randn(batch, looks, 5, generator=g),
+        text=torch.tensor([[1, 2, 3, 0], [4, 5, 6, 7]]).repeat(batch // 2, 1),
+        images=images,
+        present={name: torch.ones(batch, dtype=torch.bool) for name in images},
+        seen=torch.ones(batch, looks, dtype=torch.bool),
+        past_actions=torch.zeros(batch, looks - 1, 3),
+    )
+
+
+def test_state_alone_at_one_look_is_two_tokens() -> None:
+    encoder = make_encoder(looks=1, cameras={})
+    tokens, counts = encoder(observe(looks=1, cameras={}))
+    assert tokens.shape == (4, 2, WIDTH) and encoder.tokens == 2 and counts.all()
+
+
+@pytest.mark.parametrize("vision", ["keypoints", "vit"])
+def test_each_token_tells_of_its_part_of_the_observation_and_of_no_other(vision: str) -> None:
+    encoder = make_encoder(dataclasses.replace(VIT, vision=vision))
+    observation = observe()
+    before, counts = encoder(observation)
+    assert before.shape == (4, encoder.tokens, WIDTH) and counts.shape == before.shape[:2]
+
+    def touched(**change) -> list[int]:
+        after, _ = encoder(dataclasses.replace(observation, **change))
+        return (after != before).any(-1).any(0).nonzero().flatten().tolist()
+
+    state = observation.state.clone()
+    state[:, 0] += 1.0
+    wrist = observation.images["wrist"].clone()
+    wrist[:, 1] = 255 - wrist[:, 1]
+    # States of both looks, the task, two looks of `top`, two of `wrist`.
+    assert encoder.tokens == 7
+    assert touched(state=state) == [0]
+    assert touched(text=observation.text.roll(1, dims=0)) == [2]
+    assert touched(images={**observation.images, "wrist": wrist}) == [6]
+
+
+def test_the_order_and_the_number_of_words_is_all_the_same_to_the_task() -> None:
+    encoder, observation = make_encoder(), observe()
+    mean = torch.stack([encoder.word.weight[[1, 2, 3]].mean(0), encoder.word.weight[[4, 5, 6, 7]].mean(0)])
+    torch.testing.assert_close(encoder(observation)[0][:2, 2], mean)
+
+
+def test_a_task_without_words_does_not_count() -> None:
+    observation = dataclasses.replace(observe(), text=torch.zeros(4, 4, dtype=torch.long))
+    tokens, counts = make_encoder()(observation)
+    assert not tokens[:, 2].any() and not counts[:, 2].any() and counts[:, :2].all()
+
+
+def test_a_camera_that_the_robot_has_not_is_zero_does_not_count_and_has_no_gradient() -> None:
+    encoder, observation = make_encoder(), observe()
+    present = {**observation.present, "top": torch.zeros(4, dtype=torch.bool)}
+    absent = dataclasses.replace(observation, present=present)
+    frames = {**observation.images, "top": 255 - observation.images["top"]}
+    (tokens, counts), (other, _) = encoder(absent), encoder(dataclasses.replace(absent, images=frames))
+    assert torch.equal(tokens, other) and not tokens[:, 3:5].any()
+    assert counts.tolist() == [[True, True, True, False, False, True, True]] * 4
+    tokens.square().sum().backward()
+    moved = {
+        n.split(".")[1] for n, p in encoder.cameras.named_parameters(prefix="of") if p.grad is not None and p.grad.any()
+    }
+    assert moved == {"wrist"}
+
+
+def test_looks_before_the_episode_do_not_count_and_show_what_is_repeated_there() -> None:
+    encoder, observation = make_encoder(), observe()
+    seen = torch.tensor([[False, True]] * 2 + [[True, True]] * 2)
+    tokens, counts = encoder(dataclasses.replace(observation, seen=seen))
+    assert counts[:2].tolist() == [[False, True, True, False, True, False, True]] * 2 and counts[2:].all()
+    assert torch.equal(tokens, encoder(observation)[0])
+
+
+def test_looks_are_told_apart() -> None:
+    observation = observe()
+    alike = dataclasses.replace(observation, state=observation.state[:, :1].expand(-1, LOOKS, -1))
+    tokens, _ = make_encoder()(alike)
+    assert not torch.allclose(tokens[:, 0], tokens[:, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("vision", ["keypoints", "vit"])
+def test_rows_of_a_batch_do_not_touch_each_other(vision: str) -> None:
+    encoder, observation = make_encoder(dataclasses.replace(VIT, vision=vision)).double(), observe()
+    observation = dataclasses.replace(observation, state=observation.state.double())
+    together, _ = encoder(observation)
+    changed = dataclasses.replace(
+        observation,
+        state=torch.cat([observation.state[:1], observation.state[1:] + 1.0]),
+        images={name: torch.cat([frames[:1], 255 - frames[1:]]) for name, frames in observation.images.items()},
+    )
+    torch.testing.assert_close(encoder(changed)[0][0], together[0])
+
+
+def test_cameras_larger_than_the_crop_are_seen_in_their_middle() -> None:
+    encoder, observation = make_encoder(dataclasses.replace(VIT, crop=(16, 16))), observe()
+    rim = {name: 255 - frames for name, frames in observation.images.items()}
+    rim["top"][:, :, 4:20, 4:20] = observation.images["top"][:, :, 4:20, 4:20]
+    rim["wrist"][:, :, :, 8:24] = observation.images["wrist"][:, :, :, 8:24]
+    assert torch.equal(encoder(dataclasses.replace(observation, images=rim))[0], encoder(observation)[0])
+
+
+def test_a_shift_moves_real_pixels_into_the_crop() -> None:
+    """Augmentation comes before the crop: the edge that a shift repeats is never in sight where the margin is wider."""
+    observation = observe(cameras={"top": (24, 24)})
+    red = observation.images["top"]
+    red[:] = torch.tensor([9, 0, 0], dtype=torch.uint8)
+    red[:, :, :2] = red[:, :, -2:] = red[:, :, :, :2] = red[:, :, :, -2:] = 200  # what a repeated edge would be made of
+    shifted = augment(observation, Augmentation(shift=2), torch.Generator().manual_seed(0)).images["top"]
+    assert (shifted != red).any() and (shifted[:, :, 4:20, 4:20] == red[:, :, 4:20, 4:20]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": (12,)}, "multiples of 8"),
+        ({"channels": ()}, "multiples of 8"),
+        ({"patch_width": 36}, "multiple of 8"),
+        ({"keypoints": 0}, "keypoints must be at least 1"),
+        ({"crop": (0, 16)}, "at least 1x1"),
+    ],
+)
+def test_settings_that_make_no_encoder_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(VIT, **change)
+
+
+def test_pictures_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="16x32 pixels has no middle of 24x24"):
+        make_encoder(EncoderConfig(crop=(24, 24)))
+    with pytest.raises(ValueError, match="patches of 8 pixels"):
+        make_image_encoder(VIT, (30, 32), WIDTH)
+
+
+def test_settings_are_read_back_as_they_were_written() -> None:
+    for config in (VIT, EncoderConfig(crop=(16, 24), channels=(8, 16))):
+        assert from_json(EncoderConfig, to_json(config)) == config
