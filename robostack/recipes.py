@@ -21,7 +21,9 @@ class Recipe:
     demonstrations: int
     steps: int
     cameras: tuple[str, ...] = ()
-    """As NAME:HEIGHTxWIDTH; with cameras the policy sees images and joints, and not where the objects are."""
+    """Recorded, as NAME:HEIGHTxWIDTH; with cameras the policy sees images and joints, and not where the objects are."""
+    eyes: tuple[str, ...] = ()
+    """Names of the cameras that the policy sees; all that are recorded by default."""
     train: tuple[str, ...] = ()
     """More flags of `robostack train`."""
     seed: int = 0
@@ -36,7 +38,8 @@ class Recipe:
 
     def train_command(self) -> list[str]:
         """Arguments of `robostack` that train the policy."""
-        images = [f"observation.images.{camera.split(':')[0]}" for camera in self.cameras]
+        names = self.eyes or [camera.split(":")[0] for camera in self.cameras]
+        images = [f"observation.images.{name}" for name in names]
         observe = ["--observe", "observation.state", *images] if images else []
         settings = ["--steps", str(self.steps), "--seed", str(self.seed), *self.train]
         return ["train", self.policy, "--data", str(self.data), "--out", str(self.run), *settings, *observe]
