@@ -41,8 +41,10 @@ class DecisionTransformerConfig:
     conditioned: bool = True
     """Whether it sees the return-to-go. Without, it is behaviour cloning by the same network."""
     head: Head = "l1"
-    """Actions as numbers, learned by their absolute or squared error, or as distributions to draw from: gaussian (as in
-    the Online Decision Transformer, arXiv 2202.05607) or over `bins`."""
+    """Actions as numbers, learned by their absolute or squared error, or as distributions to draw from: one gaussian of
+    the whole chunk (arXiv 2202.05607 has one of each number), or one over `bins` of each number."""
+    rank: int = 16
+    """Ways in which the gaussian's chunk varies as a whole."""
     bins: int = 51
     """Bins an action dimension: evenly spaced centres from −bin_range to bin_range."""
     bin_range: float = 5.0
@@ -64,6 +66,8 @@ class DecisionTransformerConfig:
             raise ValueError(f"execute_len must lie in 1..chunk_len = {self.chunk_len}, got {self.execute_len}")
         if self.bins < 2 or self.bin_range <= 0.0:
             raise ValueError(f"bins need a number above 1 and a range above 0, got {self.bins} and {self.bin_range}")
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
         if self.temperature < 0.0:
             raise ValueError(f"temperature must not be negative, got {self.temperature}")
 
@@ -92,7 +96,7 @@ class DecisionTransformer(nn.Module):
                 head_dim=config.head_dim,
             )
         )
-        self.numbers = {"l1": 1, "l2": 1, "gaussian": 2, "bins": config.bins}[config.head]
+        self.numbers = {"l1": 1, "l2": 1, "gaussian": 2 + config.rank, "bins": config.bins}[config.head]
         self.action_out = nn.Linear(width, config.chunk_len * interface.action_dim * self.numbers)
         self.centres: Tensor
         self.register_buffer(
@@ -118,7 +122,7 @@ class DecisionTransformer(nn.Module):
             case "l2":
                 error = (output[..., 0] - targets).square()
             case "gaussian":
-                error = gaussian_error(output, targets)
+                error = (output[..., 0] - targets).abs() + gaussian_error(output, targets, known)[..., None, None]
             case "bins":
                 error = two_hot_cross_entropy(output, targets, self.centres)
         return error.masked_fill(~known, 0.0).sum() / known.sum()
@@ -128,23 +132,22 @@ class DecisionTransformer(nn.Module):
     ) -> Float[Tensor, "batch chunk_len action_dim"]:
         """The chunk after the present look; drawn, where the head is of bins."""
         output = self.predict(observation)[:, -1]
-        # One draw a dimension for the whole chunk: what varies from one demonstration to the next is where a motion
-        # goes, while actions drawn each on their own would shake about the same mean motion.
-        shape = (len(output), 1, self.interface.action_dim)
-        draw = torch.randn(shape, generator=generator, device=output.device)
         match self.config.head:
             case "l1" | "l2":
                 return output[..., 0]
             case "gaussian":
-                return output[..., 0] + self.config.temperature * log_deviation(output).exp() * draw
+                return gaussian_draw(output, self.config.temperature, generator)
             case "bins":
                 if self.config.temperature == 0.0:
                     return likeliest(output, self.centres)
-                quantile = torch.special.ndtr(draw).expand(output.shape[:-1])
+                # One draw a dimension for the whole chunk: what varies from one demonstration to the next is where a
+                # motion goes, while numbers drawn each on its own would shake about the same mean motion.
+                shape = (len(output), 1, self.interface.action_dim)
+                quantile = torch.rand(shape, generator=generator, device=output.device).expand(output.shape[:-1])
                 return at_quantile(output / self.config.temperature, self.centres, quantile)
 
     def predict(self, observation: Observation) -> Float[Tensor, "batch looks chunk_len action_dim numbers"]:
-        """The head's numbers for each action, at the look of each decision: the action, its mean and log deviation, or
+        """The head's numbers for each action, at the look of each decision: the action, its part in a gaussian, or
         the logits of its bins."""
         tokens, counts, blocks = self._tokens(observation)
         # A token that does not count sees itself, so that no row of the mask is empty.
@@ -197,15 +200,49 @@ class DecisionTransformer(nn.Module):
         return steps.unfold(1, self.config.chunk_len, self.config.execute_len).transpose(2, 3)
 
 
-def gaussian_error(output: Float[Tensor, "*shape 2"], targets: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """−log N(target; mean, deviation²), up to its constant."""
-    deviation = log_deviation(output)
-    return 0.5 * ((targets - output[..., 0]) * (-deviation).exp()).square() + deviation
+def gaussian_error(
+    output: Float[Tensor, "*shape steps dim numbers"],
+    targets: Float[Tensor, "*shape steps dim"],
+    known: Bool[Tensor, "*shape steps dim"],
+) -> Float[Tensor, "*shape"]:
+    """−log N(a; μ, diag(σ²) + U Uᵀ) of the known actions a of each chunk, a known action's share, up to its constant.
+
+    For σ and U alone: where they explain what the return or the state would, the likelihood asks nothing more of the
+    mean, which therefore has an error of its own (arXiv 2212.09184).
+
+    The columns of U (actions, rank) are ways in which a chunk varies as a whole: sooner or later, further to one side.
+    With W = diag(known / σ²), d = a − μ and M = I + Uᵀ W U, by the lemmas on the inverse and on the determinant it is
+    ½ (dᵀ W d − ‖L⁻¹ Uᵀ W d‖² + log det M + Σ log σ²), where L Lᵀ = M.
+    """
+    mean, log_deviation, ways = gaussian(output.flatten(-3, -2))
+    counts = known.flatten(-2).to(mean.dtype)
+    difference, weight = targets.flatten(-2) - mean.detach(), counts * (-2.0 * log_deviation).exp()
+    weighted = ways * weight[..., None]
+    inner = ways.mT @ weighted + torch.eye(ways.shape[-1], dtype=ways.dtype, device=ways.device)
+    factor = torch.linalg.cholesky(inner)
+    explained = torch.linalg.solve_triangular(factor, weighted.mT @ difference[..., None], upper=False)
+    determinant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (counts * log_deviation).sum(-1)
+    error = 0.5 * ((weight * difference.square()).sum(-1) - explained.square().sum((-2, -1))) + determinant
+    return error / counts.sum(-1).clamp(min=1.0)
 
 
-def log_deviation(output: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
-    """The logarithm of the deviation, held between that of exp(−4) and exp(2): actions are of unit scale."""
-    return -1.0 + 3.0 * torch.tanh(output[..., 1] / 3.0)
+def gaussian_draw(
+    output: Float[Tensor, "batch steps dim numbers"], temperature: float, generator: torch.Generator
+) -> Float[Tensor, "batch steps dim"]:
+    """μ + temperature · (U z + σ ε), with z and ε from a unit gaussian."""
+    mean, log_deviation, ways = gaussian(output.flatten(1, 2))
+    z = torch.randn((len(mean), ways.shape[-1], 1), generator=generator, device=mean.device, dtype=mean.dtype)
+    epsilon = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    drawn = mean + temperature * ((ways @ z)[..., 0] + log_deviation.exp() * epsilon)
+    return drawn.unflatten(1, output.shape[1:3])
+
+
+def gaussian(output: Float[Tensor, "*shape numbers"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, logarithm of the deviation, and ways of varying (*shape, rank), from a head's numbers.
+
+    The deviation is held between those of exp(−4) and exp(2): actions are of unit scale.
+    """
+    return output[..., 0], -1.0 + 3.0 * torch.tanh(output[..., 1] / 3.0), output[..., 2:]
 
 
 def two_hot_cross_entropy(

@@ -1,6 +1,7 @@
 """The decision transformer: causal, asked for a return, blind before the episode's start, and it learns."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from robostack.policies.decision_transformer import (
     DecisionTransformerConfig,
     Head,
     at_quantile,
+    gaussian,
+    gaussian_draw,
     gaussian_error,
     likeliest,
     two_hot_cross_entropy,
@@ -142,7 +145,8 @@ def test_the_loss_is_that_of_every_decision_and_of_what_counts(head: Head) -> No
                 case "l2":
                     error = (predicted[..., 0] - target).square()
                 case "gaussian":
-                    error = gaussian_error(predicted, target)
+                    spread = gaussian_error(predicted, target, valid[row, 2 * k : 2 * k + 4])
+                    error = (predicted[..., 0] - target).abs() + spread
                 case "bins":
                     error = two_hot_cross_entropy(predicted, target, policy.centres)
             errors.append(error[valid[row, 2 * k : 2 * k + 4]])
@@ -218,17 +222,48 @@ def test_draws_from_bins_are_spread_as_the_bins_are() -> None:
     assert (drawn.sort().values == at_quantile(logits, CENTRES, torch.rand(20_000, generator=seeded()).sort()[0])).all()
 
 
-def test_a_draw_is_shared_by_a_chunk() -> None:
-    """The actions of a chunk leave the mean on one side, and by as many deviations."""
-    for head in ("gaussian", "bins"):
-        config = dataclasses.replace(SMALL, head=head)
-        policy, observation = make_policy(config), make_observation(config, 64)
-        with torch.no_grad():
-            policy.action_out.weight.zero_()
-            policy.action_out.bias.zero_()  # the same distribution for every action
-        chunk = policy.sample(observation, seeded())
-        assert torch.equal(chunk, chunk[:, :1].expand_as(chunk)), head
-        assert chunk.std() > 0.3 and not torch.equal(chunk[..., 0], chunk[..., 1])
+def test_a_draw_from_bins_is_shared_by_a_chunk() -> None:
+    """The actions of a chunk leave the middle of their distributions together."""
+    config = dataclasses.replace(SMALL, head="bins")
+    policy, observation = make_policy(config), make_observation(config, 64)
+    with torch.no_grad():
+        policy.action_out.weight.zero_()
+        policy.action_out.bias.zero_()  # the same distribution for every action
+    chunk = policy.sample(observation, seeded())
+    assert torch.equal(chunk, chunk[:, :1].expand_as(chunk))
+    assert chunk.std() > 0.3 and not torch.equal(chunk[..., 0], chunk[..., 1])
+
+
+def covariance(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (entries,) and covariance (entries, entries) of one chunk."""
+    mean, log_deviation, ways = gaussian(output.flatten(0, 1))
+    return mean, torch.diag((2 * log_deviation).exp()) + ways @ ways.mT
+
+
+def test_the_gaussian_is_torchs_and_forgets_what_is_not_known() -> None:
+    g = seeded()
+    output, targets = torch.randn(5, 4, 3, 2 + 3, generator=g).double(), torch.randn(5, 4, 3, generator=g).double()
+    known = torch.rand(5, 4, 3, generator=g) < 0.7
+    known[0] = False
+    errors = gaussian_error(output, targets, known)
+    assert errors[0] == 0.0
+    for i in range(1, 5):
+        mean, cov = covariance(output[i])
+        counts = known[i].flatten()
+        peer = torch.distributions.MultivariateNormal(mean[counts], cov[counts][:, counts])
+        constant = 0.5 * counts.sum() * math.log(2 * math.pi)
+        expected = -peer.log_prob(targets[i].flatten()[counts]) - constant
+        torch.testing.assert_close(errors[i], expected / counts.sum())
+
+
+def test_draws_have_the_gaussians_mean_and_covariance() -> None:
+    output = torch.randn(1, 2, 3, 2 + 2, generator=seeded())
+    mean, cov = covariance(output[0])
+    drawn = gaussian_draw(output.expand(100_000, -1, -1, -1), 1.0, seeded()).flatten(1)
+    torch.testing.assert_close(drawn.mean(0), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), cov, atol=0.1, rtol=0.05)
+    half = gaussian_draw(output.expand(100_000, -1, -1, -1), 0.5, seeded()).flatten(1)
+    torch.testing.assert_close(half - mean, 0.5 * (drawn - mean), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +273,7 @@ def test_a_draw_is_shared_by_a_chunk() -> None:
         ({"execute_len": 5}, r"1..chunk_len"),
         ({"bins": 1}, "number above 1"),
         ({"bin_range": 0.0}, "range above 0"),
+        ({"rank": 0}, "rank"),
         ({"temperature": -1.0}, "temperature"),
     ],
 )
