@@ -18,15 +18,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robostack.core.flow import Field
+
 
 @dataclass(frozen=True)
 class UNetConfig:
     """Sizes of the network; each level but the last halves the number of steps."""
 
-    channels: int
-    """Numbers in a step, in and out."""
-    condition: int
-    """Width of the vector that conditions all steps."""
     widths: tuple[int, ...] = (256, 512, 1024)
     """Channels of the levels."""
     kernel: int = 5
@@ -35,14 +33,14 @@ class UNetConfig:
     """Groups of channels that are normalised together; divides every width."""
     time_width: int = 128
     """Width of the embedded time."""
-    noising_steps: int = 100
-    """N: the time t is embedded as the paper's noising step k = N (1 − t) − 1."""
 
     def __post_init__(self) -> None:
         if self.kernel % 2 == 0 or self.kernel < 1:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
         if unfit := [width for width in self.widths if width % self.groups]:
             raise ValueError(f"groups must divide every width: {self.groups} does not divide {unfit[0]}")
+        if not self.widths or self.widths[0] % 8:
+            raise ValueError(f"the first of widths must be a multiple of 8, got {self.widths}")
         if self.time_width % 2 or self.time_width < 4:
             raise ValueError(f"time_width must be even and at least 4, got {self.time_width}")
 
@@ -55,17 +53,19 @@ class UNetConfig:
 class UNet(nn.Module):
     """Prediction for every step of a noisy chunk x_t, given the time and a condition.
 
-    A whole network call is `denoise(x, modulation(time_part(t), condition_part(condition)))`: FiLM's scales and shifts
-    are linear in mish(time) and mish(condition), so a sampler computes either part once for all of its steps.
+    FiLM's scales and shifts are linear in mish(time) and mish(condition): a sampler computes either part once for all
+    of its steps (`field`).
     """
 
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: UNetConfig, channels: int, condition: int, noising_steps: int = 100) -> None:
+        """`channels` numbers a step, in and out, and a condition of width `condition`. Of N `noising_steps`, the time t
+        is embedded as the paper's k = N (1 − t) − 1."""
         super().__init__()
-        self.config = config
+        self.config, self.noising_steps = config, noising_steps
         widths, width = config.widths, config.time_width
         self.time_in = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
         down, up = [], []
-        for level, (before, after) in enumerate(zip((config.channels, *widths[:-1]), widths, strict=True), 1):
+        for level, (before, after) in enumerate(zip((channels, *widths[:-1]), widths, strict=True), 1):
             halve = Convolution(after, after, 3, stride=2) if level < len(widths) else nn.Identity()
             down.append(nn.ModuleList([Block(before, after, config), Block(after, after, config), halve]))
         for after, before in zip(widths[-2::-1], widths[:0:-1], strict=True):
@@ -76,12 +76,12 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList([Block(widths[-1], widths[-1], config) for _ in range(2)])
         self.up = nn.ModuleList(up)
         self.last = Convolution(widths[0], widths[0], config.kernel)
-        self.last_norm = GroupNorm(config.groups, widths[0])
-        self.out = Convolution(widths[0], config.channels, 1)
+        self.last_norm = GroupNorm(8, widths[0])  # eight in the paper's code, whatever the blocks have
+        self.out = Convolution(widths[0], channels, 1)
 
         self.sizes = [size for block in self.modules() if isinstance(block, Block) for size in 2 * [block.width]]
         self.film_time = nn.Linear(width, sum(self.sizes))
-        self.film_condition = nn.Linear(config.condition, sum(self.sizes), bias=False)
+        self.film_condition = nn.Linear(condition, sum(self.sizes), bias=False)
 
     def forward(
         self,
@@ -91,9 +91,14 @@ class UNet(nn.Module):
     ) -> Float[Tensor, "batch steps channels"]:
         return self.denoise(x, self.time_part(t) + self.condition_part(condition))
 
+    def field(self, condition: Float[Tensor, "batch condition"], times: Float[Tensor, " times"]) -> Field:
+        """The network under a condition, for a sampler that asks it at the given, rising times alone."""
+        of_times, of_condition = self.time_part(times), self.condition_part(condition)
+        return lambda x, t: self.denoise(x, of_times[torch.searchsorted(times, t.contiguous())] + of_condition)
+
     def time_part(self, t: Float[Tensor, " times"]) -> Float[Tensor, "times film"]:
         """What the times contribute to every block's scales and shifts."""
-        noising_step = self.config.noising_steps * (1.0 - t) - 1.0
+        noising_step = self.noising_steps * (1.0 - t) - 1.0
         return self.film_time(F.mish(self.time_in(step_embedding(noising_step, self.config.time_width))))
 
     def condition_part(self, condition: Float[Tensor, "batch condition"]) -> Float[Tensor, "batch film"]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from robostack.policies.act import Act, ActConfig
 from robostack.policies.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+from robostack.policies.diffusion import Diffusion, DiffusionConfig
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
 from robostack.serialize import from_json, to_json
@@ -33,6 +34,7 @@ FORMAT = "robostack-checkpoint-3"
 POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {
     "pi0": (Pi0Config, Pi0),
     "act": (ActConfig, Act),
+    "diffusion": (DiffusionConfig, Diffusion),
     "decision_transformer": (DecisionTransformerConfig, DecisionTransformer),
 }
 """Policy name to its config and its module."""

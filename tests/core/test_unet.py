@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robostack.core.unet import Convolution, Doubling, GroupNorm, UNet, UNetConfig
 
-SMALL = UNetConfig(channels=3, condition=5, widths=(16, 16, 32), kernel=5, groups=4, time_width=8)
+SMALL = UNetConfig(widths=(16, 16, 32), kernel=5, groups=4, time_width=8)
 
 
 def reference(convolution: Convolution, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_doubling_is_torchs_transposed_convolution() -> None:
 
 def test_the_parts_of_the_modulation_add_up_and_rows_do_not_touch_each_other() -> None:
     torch.manual_seed(0)
-    net = UNet(SMALL).double()
+    net = UNet(SMALL, channels=3, condition=5).double()
     x, condition = torch.randn(4, 8, 3, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
     t = torch.rand(4, dtype=torch.float64)
     together = net(x, t, condition)
@@ -97,9 +97,18 @@ def test_the_parts_of_the_modulation_add_up_and_rows_do_not_touch_each_other() -
         torch.testing.assert_close(net.denoise(x[i : i + 1], film)[0], together[i])
 
 
+def test_a_field_is_the_network_at_the_times_it_was_made_for() -> None:
+    torch.manual_seed(0)
+    net, times = UNet(SMALL, channels=3, condition=5), torch.linspace(0, 1, 4)[:-1]
+    x, condition = torch.randn(2, 8, 3), torch.randn(2, 5)
+    field = net.field(condition, times)
+    for t in times:
+        torch.testing.assert_close(field(x, t.expand(2)), net(x, t.expand(2), condition))
+
+
 def test_every_parameter_is_trained() -> None:
     torch.manual_seed(0)
-    net = UNet(SMALL)
+    net = UNet(SMALL, channels=3, condition=5)
     net(torch.randn(2, 8, 3), torch.rand(2), torch.randn(2, 5)).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
 
@@ -110,9 +119,9 @@ def test_every_parameter_is_trained() -> None:
 )
 def test_sizes_that_do_not_fit_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        UNetConfig(**{"channels": 3, "condition": 5, "groups": 4, **change})
+        UNetConfig(**{"groups": 4, **change})
 
 
 def test_a_number_of_steps_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 4, got 6"):
-        UNet(SMALL)(torch.randn(2, 6, 3), torch.rand(2), torch.randn(2, 5))
+        UNet(SMALL, channels=3, condition=5)(torch.randn(2, 6, 3), torch.rand(2), torch.randn(2, 5))
