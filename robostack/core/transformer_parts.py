@@ -101,7 +101,7 @@ def linear(
     outputs, inputs = weight.shape
     if outputs < inputs or outputs * inputs < 2**17 or not inputs < x.numel() <= 8 * inputs or x.is_cuda:
         return F.linear(x, weight, bias)
-    product = torch.mm(weight, x.reshape(-1, inputs).T).T.unflatten(0, x.shape[:-1])
+    product = torch.mm(weight, x.reshape(-1, inputs).T).T.contiguous().unflatten(0, x.shape[:-1])
     return product if bias is None else product + bias
 
 
