@@ -37,6 +37,14 @@ def composed(energies: Sequence[Energy], weights: Sequence[float] | None = None)
     return total
 
 
+def barrier(excess: Float[Tensor, "*batch points"], softness: float) -> Float[Tensor, " *batch"]:
+    """½ Σ (max(0, excess) / softness)²: nothing while no entry of `excess` is above 0, then a spring.
+
+    Over a limit x ≤ high the excess is x − high, in a sphere its radius minus the distance from its centre.
+    """
+    return 0.5 * (F.relu(excess) / softness).square().sum(-1)
+
+
 def gradient(energy: Energy, x: Float[Tensor, "*point"], differentiable: bool = False) -> Float[Tensor, "*point"]:
     """∇E at every point of x, of x's shape. `differentiable`: it can be differentiated in turn, by the weights of E.
 

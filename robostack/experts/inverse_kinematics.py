@@ -32,6 +32,21 @@ class Pose:
     rotation: np.ndarray
 
 
+@dataclass(frozen=True)
+class Links:
+    """The six links of an arm, from the base on, each turned by a hinge at its origin.
+
+    Attributes:
+        positions: (6, 3) metres, in the frame of the link before at its angle 0; the first in the world frame.
+        rotations: (6, 3, 3), likewise.
+        axes: (6, 3) of the hinges, in their links' frames. The fingertip is at `FINGERTIP` in the last.
+    """
+
+    positions: np.ndarray
+    rotations: np.ndarray
+    axes: np.ndarray
+
+
 class ArmKinematics:
     """Forward and inverse kinematics of one arm; does not touch any simulation's state."""
 
@@ -44,6 +59,27 @@ class ArmKinematics:
         self._low, self._high = np.array([joint.range for joint in joints]).T
         self._gripper = model.body(f"vx300s_{side}/gripper_link").id
         self._jacobian = np.zeros((6, model.nv))
+
+    def links(self) -> Links:
+        """The arm as a chain of hinges, for who computes its kinematics elsewhere.
+
+        Raises:
+            ValueError: a hinge of the model is off its link's origin.
+        """
+        joints = [self._model.jnt_dofadr.tolist().index(dof) for dof in self._dofs]
+        if np.abs(self._model.jnt_pos[joints]).max() > 0.0:
+            raise ValueError("expected hinges at their links' origins, came a model with others")
+        self._data.qpos[self._qpos] = self._model.qpos0[self._qpos]
+        mujoco.mj_kinematics(self._model, self._data)
+        bodies = self._model.jnt_bodyid[joints]
+        places = np.concatenate([np.zeros((1, 3)), self._data.xpos[bodies]])
+        frames = np.concatenate([np.eye(3)[None], self._data.xmat[bodies].reshape(-1, 3, 3)])
+        back = frames[:-1].transpose(0, 2, 1)
+        return Links(
+            positions=(back @ np.diff(places, axis=0)[..., None])[..., 0],
+            rotations=back @ frames[1:],
+            axes=self._model.jnt_axis[joints].copy(),
+        )
 
     def forward(self, joints: np.ndarray) -> Pose:
         """The fingertip pose at six joint angles (radians)."""
