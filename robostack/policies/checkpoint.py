@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from robostack.policies.act import Act, ActConfig
 from robostack.policies.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from robostack.policies.diffusion import Diffusion, DiffusionConfig
+from robostack.policies.energy import Energy, EnergyConfig
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
 from robostack.serialize import from_json, to_json
@@ -36,6 +37,7 @@ POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {
     "act": (ActConfig, Act),
     "diffusion": (DiffusionConfig, Diffusion),
     "decision_transformer": (DecisionTransformerConfig, DecisionTransformer),
+    "energy": (EnergyConfig, Energy),
 }
 """Policy name to its config and its module."""
 

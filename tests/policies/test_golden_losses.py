@@ -21,6 +21,7 @@ from robostack.policies.act import ActConfig
 from robostack.policies.augment import Augmentation, augment
 from robostack.policies.checkpoint import POLICIES
 from robostack.policies.decision_transformer import DecisionTransformerConfig
+from robostack.policies.energy import EnergyConfig
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.protocol import Interface, Observation
 
@@ -40,6 +41,11 @@ SMALL: dict[str, tuple[Any, dict[str, tuple[int, int]]]] = {
     "decision_transformer": (DecisionTransformerConfig(context=3, chunk_len=6, execute_len=3, width=32, depth=2), {}),
     "decision_transformer, bins, camera": (
         DecisionTransformerConfig(context=2, chunk_len=6, execute_len=3, width=32, depth=2, head="bins", bins=11),
+        CAMERAS,
+    ),
+    "energy": (EnergyConfig(chunk_len=6, execute_len=3, coefficients=3, width=32, depth=1, encoder_width=16), {}),
+    "energy, camera": (
+        EnergyConfig(chunk_len=6, execute_len=3, coefficients=3, width=32, depth=1, encoder_width=16, score=0.0),
         CAMERAS,
     ),
 }
