@@ -250,7 +250,11 @@ def demo(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """robostack bench WHAT: measurements, as JSON lines."""
-    benches: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {"env": _bench_env, "data": _bench_data}
+    benches: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {
+        "env": _bench_env,
+        "data": _bench_data,
+        "policy": _bench_policy,
+    }
     what = Annotated[Positional[str], arg(help=f"What to measure: {', '.join(benches)}.")]
     settings = _parse("bench", make_dataclass("Bench", [("what", what), ("json", Json, False)]), arguments)
     if settings.what not in benches:
@@ -274,6 +278,12 @@ def _bench_data() -> Iterable[Mapping[str, Any]]:
     from robostack.evaluation.bench_data import bench_data
 
     return bench_data(say=lambda line: console.print(line, style="dim", highlight=False))
+
+
+def _bench_policy() -> Iterable[Mapping[str, Any]]:
+    from robostack.evaluation.bench_policy import bench_policy
+
+    return bench_policy()
 
 
 def doctor(arguments: list[str]) -> int:
