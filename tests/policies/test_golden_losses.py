@@ -10,6 +10,7 @@ which rewrites golden_losses.json: say in the commit why the losses changed.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +18,40 @@ import numpy as np
 import pytest
 import torch
 
+from robostack.core.unet import UNetConfig
 from robostack.policies.act import ActConfig
 from robostack.policies.augment import Augmentation, augment
 from robostack.policies.checkpoint import POLICIES
 from robostack.policies.decision_transformer import DecisionTransformerConfig
+from robostack.policies.diffusion import DiffusionConfig, DiTConfig
 from robostack.policies.energy import EnergyConfig
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.protocol import Interface, Observation
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 CAMERAS = {"top": (24, 24)}
+PI0 = Pi0Config(chunk_len=6, execute_len=3, actions_per_token=2, expert_width=32, prefix_width=16, depth=2)
+ACT = ActConfig(chunk_len=6, execute_len=3, width=32, hidden=48, posterior_depth=1, encoder_depth=1, decoder_depth=1)
+DIT = DiffusionConfig(
+    chunk_len=6, execute_len=3, dit=DiTConfig(width=32, hidden=48, depth=2, actions_per_token=2), network="dit"
+)
+UNET = DiffusionConfig(
+    chunk_len=7, execute_len=3, observe_len=2, predict_past=1, unet=UNetConfig((16, 32), 3, 4, 16), network="unet"
+)
+DT = DecisionTransformerConfig(context=3, chunk_len=4, execute_len=2, width=32, depth=1, heads=2, head_dim=16)
+ENERGY = EnergyConfig(chunk_len=6, execute_len=3, coefficients=3, width=32, depth=1, encoder_width=16, contrast_rows=3)
 SMALL: dict[str, tuple[Any, dict[str, tuple[int, int]]]] = {
-    "pi0": (Pi0Config(chunk_len=6, execute_len=3, actions_per_token=2, expert_width=32, prefix_width=16, depth=2), {}),
-    "pi0, camera": (
-        Pi0Config(chunk_len=6, execute_len=3, actions_per_token=2, expert_width=32, prefix_width=16, depth=2),
-        CAMERAS,
-    ),
-    "act": (ActConfig(chunk_len=6, execute_len=3, width=32, hidden=48), {}),
-    "act, post norm, camera": (
-        ActConfig(chunk_len=6, execute_len=3, width=32, hidden=48, decoder_depth=1, order="post_norm"),
-        CAMERAS,
-    ),
-    "decision_transformer": (DecisionTransformerConfig(context=3, chunk_len=6, execute_len=3, width=32, depth=2), {}),
-    "decision_transformer, bins, camera": (
-        DecisionTransformerConfig(context=2, chunk_len=6, execute_len=3, width=32, depth=2, head="bins", bins=11),
-        CAMERAS,
-    ),
-    "energy": (EnergyConfig(chunk_len=6, execute_len=3, coefficients=3, width=32, depth=1, encoder_width=16), {}),
-    "energy, camera": (
-        EnergyConfig(chunk_len=6, execute_len=3, coefficients=3, width=32, depth=1, encoder_width=16, score=0.0),
-        CAMERAS,
-    ),
+    "pi0": (PI0, {}),
+    "pi0, camera": (PI0, CAMERAS),
+    "act": (ACT, {}),
+    "act, post-norm, camera": (replace(ACT, order="post_norm"), CAMERAS),
+    "diffusion, dit": (DIT, {}),
+    "diffusion, unet, camera": (UNET, CAMERAS),
+    "decision_transformer": (DT, {}),
+    "decision_transformer, bins": (replace(DT, head="bins"), {}),
+    "decision_transformer, gaussian, camera": (replace(DT, head="gaussian", rank=2), CAMERAS),
+    "energy": (ENERGY, {}),
+    "energy, camera": (ENERGY, CAMERAS),
 }
 """A small config and the cameras of each case; a case is named for its policy."""
 
