@@ -25,6 +25,7 @@ from robostack.core.optim import build_optimizers
 from robostack.core.unet import UNetConfig
 from robostack.evaluation.bench import compare, measurement, take_turns, timed
 from robostack.evaluation.bench_lerobot import lerobot_name, lerobot_process
+from robostack.policies.act import Act, ActConfig
 from robostack.policies.diffusion import Diffusion, DiffusionConfig
 from robostack.policies.protocol import Interface, Observation
 
@@ -47,13 +48,16 @@ class Program:
     """Samples one chunk."""
     read: int
     """Bytes of weights that sampling a chunk reads."""
+    chunks: int = 1
+    """Chunks in a block of measurement: more where one takes milliseconds."""
 
     def run(self, what: What) -> int:
-        """One training step, the same without the optimiser, or one chunk; returns 1."""
+        """One training step, the same without the optimiser, or `chunks` chunks; returns how many."""
         if what == "chunk":
             with torch.inference_mode():
-                self.chunk()
-            return 1
+                for _ in range(self.chunks):
+                    self.chunk()
+            return self.chunks
         self.loss().backward()
         if what == "step":
             self.optimizer.step()
@@ -70,7 +74,7 @@ class Case:
 
 
 def bench_policy() -> Iterator[dict[str, Any]]:
-    """Measurements with the keys of `robostack bench`; takes about 5 minutes."""
+    """Measurements with the keys of `robostack bench`; takes about 10 minutes."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler looks for a GPU, and says that there is none
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -242,6 +246,65 @@ def lerobot_diffusion() -> Program:
     )
 
 
+CHUNK, CHUNKS = 50, 30
+
+
+def our_act() -> Program:
+    """LeRobot's default sizes under our names, with the optimiser of our training."""
+    config = ActConfig(
+        chunk_len=CHUNK,
+        execute_len=CHUNK,
+        width=512,
+        hidden=3200,
+        heads=8,
+        posterior_depth=4,
+        encoder_depth=4,
+        decoder_depth=1,
+        order="post_norm",
+        state_parts=(ROBOT, ENVIRONMENT),
+    )
+    policy = Act(config, Interface(ROBOT + ENVIRONMENT, ACTION, words=1, vocabulary=1, cameras={}))
+    observation, moment = numbers(BATCH, 1), numbers(1, 1)
+    actions = torch.randn(BATCH, CHUNK, ACTION)
+    counts, generator = torch.ones_like(actions, dtype=torch.bool), torch.Generator().manual_seed(0)
+    (optimizer,) = build_optimizers(policy, "adamw", 1e-5, 1e-4)
+    return Program(
+        lambda: policy.loss(observation, actions, counts, generator),
+        optimizer,
+        lambda: policy.sample(moment, generator),
+        weight_bytes(policy) - weight_bytes(policy.posterior),
+        CHUNKS,
+    )
+
+
+def lerobot_act(dropout: float = 0.0) -> Program:
+    """With the optimiser of its preset."""
+    from lerobot.policies.act.configuration_act import ACTConfig
+    from lerobot.policies.act.modeling_act import ACTPolicy
+
+    config = ACTConfig(**lerobot_features(), chunk_size=CHUNK, n_action_steps=CHUNK, dropout=dropout)
+    policy = ACTPolicy(config).train()
+    actions = {"action": torch.randn(BATCH, CHUNK, ACTION), "action_is_pad": torch.zeros(BATCH, CHUNK).bool()}
+    batch, moment = {**lerobot_numbers(BATCH, 1), **actions}, lerobot_numbers(1, 1)
+    optimizer = config.get_optimizer_preset().build(policy.get_optim_params())
+    assert isinstance(optimizer, torch.optim.Optimizer)
+
+    def loss() -> Tensor:
+        return policy.train()(batch)[0]  # sampling a chunk leaves it in evaluation mode
+
+    posterior = sum(weight_bytes(part) for name, part in policy.model.named_children() if name.startswith("vae_"))
+    return Program(
+        loss, optimizer, lambda: policy.predict_action_chunk(moment), weight_bytes(policy) - posterior, CHUNKS
+    )
+
+
+def lerobot_act_with_dropout() -> Program:
+    """As its default is; ours has none."""
+    return lerobot_act(0.1)
+
+
 CASES: Mapping[str, Case] = {
     f"diffusion, U-Net, state, {CALLS} DDPM steps": Case(our_diffusion, lerobot_diffusion),
+    "act, state": Case(our_act, lerobot_act),
+    "act, state, LeRobot's with its dropout": Case(our_act, lerobot_act_with_dropout),
 }

@@ -60,3 +60,10 @@ def test_both_diffusion_policies_are_of_one_size(monkeypatch: pytest.MonkeyPatch
         program.run("step")
         with torch.inference_mode():
             assert program.chunk().shape[2] == bench_policy.ACTION
+
+
+def test_both_acts_are_of_one_size_but_for_what_only_one_needs() -> None:
+    ours, lerobots = bench_policy.our_act(), bench_policy.lerobot_act()
+    # LeRobot's first self-attention of the decoder, and its norm, are one vector of ours.
+    assert lerobots.read - ours.read == 4 * (4 * 512 * 512 + 4 * 512 + 2 * 512 - 512)
+    assert ours.run("chunk") == bench_policy.CHUNKS
