@@ -232,6 +232,8 @@ class GroupNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Float[Tensor, "steps batch width"]) -> Float[Tensor, "steps batch width"]:
+        if x.is_cuda:  # autocast takes it in float32
+            return F.group_norm(x.permute(1, 2, 0), self.groups, self.weight, self.bias).permute(2, 0, 1)
         return cast(Tensor, _GroupNorm.apply(x, self.weight, self.bias, self.groups))
 
 
