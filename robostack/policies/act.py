@@ -37,7 +37,7 @@ class ActConfig:
     execute_len: int = 20
     """Actions run before the policy looks again."""
     width: int = 128
-    """Of a token; a multiple of heads."""
+    """Of a token; a multiple of 2 heads."""
     hidden: int = 256
     """Of the feed-forwards."""
     heads: int = 4
