@@ -23,7 +23,7 @@ from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
 from robostack.policies.protocol import Interface, Observation
 
-Head = Literal["l1", "l2", "gaussian", "bins"]
+Head = Literal["l1", "l2", "bins"]
 # Block ids: a token sees its own block and the earlier ones. The task comes first, then three blocks a decision.
 TASK, RETURN, LOOK, ACTIONS, BLOCKS = 0, 1, 2, 3, 3
 
@@ -38,19 +38,19 @@ class DecisionTransformerConfig:
     """Actions predicted at once."""
     execute_len: int = 20
     """Actions run between two decisions."""
+    hide_actions: float = 0.0
+    """Share of training samples in which the actions of the past are hidden: what was done last tells best what is
+    done next, and a policy that learns no more than that goes on with its own errors. At 1 they are never seen."""
     conditioned: bool = True
     """Whether it sees the return-to-go. Without, it is behaviour cloning by the same network."""
     head: Head = "l1"
-    """Actions as numbers, learned by their absolute or squared error, or as distributions to draw from: one gaussian of
-    the whole chunk (arXiv 2202.05607 has one of each number), or one over `bins` of each number."""
-    rank: int = 16
-    """Ways in which the gaussian's chunk varies as a whole."""
+    """Actions as numbers, learned by their absolute or squared error, or as distributions over `bins`."""
     bins: int = 51
     """Bins an action dimension: evenly spaced centres from −bin_range to bin_range."""
     bin_range: float = 5.0
     """In units of normalised actions; what lies beyond is brought to the outermost bin."""
     temperature: float = 1.0
-    """Of drawing from a distribution: 1 draws as the data were, 0 takes the gaussian's mean or the likeliest bin."""
+    """Of drawing from bins: 1 draws as the data were, 0 takes the likeliest."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     width: int = 128
     hidden_multiple: int = 2
@@ -66,8 +66,8 @@ class DecisionTransformerConfig:
             raise ValueError(f"execute_len must lie in 1..chunk_len = {self.chunk_len}, got {self.execute_len}")
         if self.bins < 2 or self.bin_range <= 0.0:
             raise ValueError(f"bins need a number above 1 and a range above 0, got {self.bins} and {self.bin_range}")
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not 0.0 <= self.hide_actions <= 1.0:
+            raise ValueError(f"hide_actions must lie in 0..1, got {self.hide_actions}")
         if self.temperature < 0.0:
             raise ValueError(f"temperature must not be negative, got {self.temperature}")
 
@@ -96,7 +96,7 @@ class DecisionTransformer(nn.Module):
                 head_dim=config.head_dim,
             )
         )
-        self.numbers = {"l1": 1, "l2": 1, "gaussian": 2 + config.rank, "bins": config.bins}[config.head]
+        self.numbers = config.bins if config.head == "bins" else 1
         self.action_out = nn.Linear(width, config.chunk_len * interface.action_dim * self.numbers)
         self.centres: Tensor
         self.register_buffer(
@@ -115,14 +115,16 @@ class DecisionTransformer(nn.Module):
         # All actions since the first look that was seen were run; a joint that the robot has not counts nowhere.
         past = counts[:, :1].expand(-1, observation.past_actions.shape[1], -1)
         known = self._chunks(torch.cat([past, counts], dim=1)) & observation.seen[:, :, None, None]
-        output = self.predict(observation)
+        remembered = None
+        if self.config.hide_actions:
+            draw = torch.rand(len(actions), generator=generator, device=actions.device)
+            remembered = draw >= self.config.hide_actions
+        output = self.predict(observation, remembered)
         match self.config.head:
             case "l1":
                 error = (output[..., 0] - targets).abs()
             case "l2":
                 error = (output[..., 0] - targets).square()
-            case "gaussian":
-                error = (output[..., 0] - targets).abs() + gaussian_error(output, targets, known)[..., None, None]
             case "bins":
                 error = two_hot_cross_entropy(output, targets, self.centres)
         return error.masked_fill(~known, 0.0).sum() / known.sum()
@@ -131,12 +133,13 @@ class DecisionTransformer(nn.Module):
         self, observation: Observation, generator: torch.Generator
     ) -> Float[Tensor, "batch chunk_len action_dim"]:
         """The chunk after the present look; drawn, where the head is of bins."""
-        output = self.predict(observation)[:, -1]
+        remembered = torch.full(
+            (len(observation.state),), self.config.hide_actions < 1.0, device=observation.seen.device
+        )
+        output = self.predict(observation, remembered)[:, -1]
         match self.config.head:
             case "l1" | "l2":
                 return output[..., 0]
-            case "gaussian":
-                return gaussian_draw(output, self.config.temperature, generator)
             case "bins":
                 if self.config.temperature == 0.0:
                     return likeliest(output, self.centres)
@@ -146,18 +149,23 @@ class DecisionTransformer(nn.Module):
                 quantile = torch.rand(shape, generator=generator, device=output.device).expand(output.shape[:-1])
                 return at_quantile(output / self.config.temperature, self.centres, quantile)
 
-    def predict(self, observation: Observation) -> Float[Tensor, "batch looks chunk_len action_dim numbers"]:
-        """The head's numbers for each action, at the look of each decision: the action, its part in a gaussian, or
-        the logits of its bins."""
+    def predict(
+        self, observation: Observation, remembered: Bool[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch looks chunk_len action_dim numbers"]:
+        """The head's numbers for each action, at the look of each decision: the action, or the logits of its bins.
+        `remembered` is false where the actions of the past are hidden."""
         tokens, counts, blocks = self._tokens(observation)
+        if remembered is not None:
+            counts = counts & (remembered[:, None] | (blocks % BLOCKS != ACTIONS % BLOCKS) | (blocks == TASK))
         # A token that does not count sees itself, so that no row of the mask is empty.
         mask = block_mask(blocks, blocks, counts) | torch.eye(len(blocks), dtype=torch.bool, device=blocks.device)
         positions = torch.arange(len(blocks), device=blocks.device)[None]
         outputs, _ = self.transformer([tokens], mask, positions, [None])
         assert outputs[0] is not None
-        # What is done is read off the last token of each look, its state.
-        ends = torch.nonzero(F.pad(blocks, (0, 1), value=ACTIONS).diff() * (blocks % BLOCKS == LOOK))[:, 0]
-        chunks = self.action_out(outputs[0][:, ends])
+        # What is done is read off each state. The task stands where a decision before the first would have its actions,
+        # so that the states are the last tokens of equal parts.
+        part = len(blocks) // self.config.context
+        chunks = self.action_out(outputs[0][:, part - 1 :: part])
         return chunks.unflatten(2, (self.config.chunk_len, self.interface.action_dim, self.numbers))
 
     def _tokens(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,51 +206,6 @@ class DecisionTransformer(nn.Module):
         """(batch, (K − 1) · execute_len + chunk_len, action_dim) as the chunk after each decision, (batch, K,
         chunk_len, action_dim)."""
         return steps.unfold(1, self.config.chunk_len, self.config.execute_len).transpose(2, 3)
-
-
-def gaussian_error(
-    output: Float[Tensor, "*shape steps dim numbers"],
-    targets: Float[Tensor, "*shape steps dim"],
-    known: Bool[Tensor, "*shape steps dim"],
-) -> Float[Tensor, "*shape"]:
-    """−log N(a; μ, diag(σ²) + U Uᵀ) of the known actions a of each chunk, a known action's share, up to its constant.
-
-    For σ and U alone: where they explain what the return or the state would, the likelihood asks nothing more of the
-    mean, which therefore has an error of its own (arXiv 2212.09184).
-
-    The columns of U (actions, rank) are ways in which a chunk varies as a whole: sooner or later, further to one side.
-    With W = diag(known / σ²), d = a − μ and M = I + Uᵀ W U, by the lemmas on the inverse and on the determinant it is
-    ½ (dᵀ W d − ‖L⁻¹ Uᵀ W d‖² + log det M + Σ log σ²), where L Lᵀ = M.
-    """
-    mean, log_deviation, ways = gaussian(output.flatten(-3, -2))
-    counts = known.flatten(-2).to(mean.dtype)
-    difference, weight = targets.flatten(-2) - mean.detach(), counts * (-2.0 * log_deviation).exp()
-    weighted = ways * weight[..., None]
-    inner = ways.mT @ weighted + torch.eye(ways.shape[-1], dtype=ways.dtype, device=ways.device)
-    factor = torch.linalg.cholesky(inner)
-    explained = torch.linalg.solve_triangular(factor, weighted.mT @ difference[..., None], upper=False)
-    determinant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (counts * log_deviation).sum(-1)
-    error = 0.5 * ((weight * difference.square()).sum(-1) - explained.square().sum((-2, -1))) + determinant
-    return error / counts.sum(-1).clamp(min=1.0)
-
-
-def gaussian_draw(
-    output: Float[Tensor, "batch steps dim numbers"], temperature: float, generator: torch.Generator
-) -> Float[Tensor, "batch steps dim"]:
-    """μ + temperature · (U z + σ ε), with z and ε from a unit gaussian."""
-    mean, log_deviation, ways = gaussian(output.flatten(1, 2))
-    z = torch.randn((len(mean), ways.shape[-1], 1), generator=generator, device=mean.device, dtype=mean.dtype)
-    epsilon = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    drawn = mean + temperature * ((ways @ z)[..., 0] + log_deviation.exp() * epsilon)
-    return drawn.unflatten(1, output.shape[1:3])
-
-
-def gaussian(output: Float[Tensor, "*shape numbers"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, logarithm of the deviation, and ways of varying (*shape, rank), from a head's numbers.
-
-    The deviation is held between those of exp(−4) and exp(2): actions are of unit scale.
-    """
-    return output[..., 0], -1.0 + 3.0 * torch.tanh(output[..., 1] / 3.0), output[..., 2:]
 
 
 def two_hot_cross_entropy(

@@ -1,7 +1,6 @@
 """The decision transformer: causal, asked for a return, blind before the episode's start, and it learns."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -13,9 +12,6 @@ from robostack.policies.decision_transformer import (
     DecisionTransformerConfig,
     Head,
     at_quantile,
-    gaussian,
-    gaussian_draw,
-    gaussian_error,
     likeliest,
     two_hot_cross_entropy,
 )
@@ -24,7 +20,7 @@ from robostack.policies.protocol import Interface, Observation
 SMALL = DecisionTransformerConfig(
     context=3, chunk_len=4, execute_len=2, bins=21, width=32, depth=2, heads=2, head_dim=8, head="l1"
 )
-HEADS: tuple[Head, ...] = ("l1", "l2", "gaussian", "bins")
+HEADS: tuple[Head, ...] = ("l1", "l2", "bins")
 
 
 def make_policy(config: DecisionTransformerConfig = SMALL, cameras: dict[str, tuple[int, int]] | None = None):
@@ -144,9 +140,6 @@ def test_the_loss_is_that_of_every_decision_and_of_what_counts(head: Head) -> No
                     error = (predicted[..., 0] - target).abs()
                 case "l2":
                     error = (predicted[..., 0] - target).square()
-                case "gaussian":
-                    spread = gaussian_error(predicted, target, valid[row, 2 * k : 2 * k + 4])
-                    error = (predicted[..., 0] - target).abs() + spread
                 case "bins":
                     error = two_hot_cross_entropy(predicted, target, policy.centres)
             errors.append(error[valid[row, 2 * k : 2 * k + 4]])
@@ -234,36 +227,18 @@ def test_a_draw_from_bins_is_shared_by_a_chunk() -> None:
     assert chunk.std() > 0.3 and not torch.equal(chunk[..., 0], chunk[..., 1])
 
 
-def covariance(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (entries,) and covariance (entries, entries) of one chunk."""
-    mean, log_deviation, ways = gaussian(output.flatten(0, 1))
-    return mean, torch.diag((2 * log_deviation).exp()) + ways @ ways.mT
-
-
-def test_the_gaussian_is_torchs_and_forgets_what_is_not_known() -> None:
-    g = seeded()
-    output, targets = torch.randn(5, 4, 3, 2 + 3, generator=g).double(), torch.randn(5, 4, 3, generator=g).double()
-    known = torch.rand(5, 4, 3, generator=g) < 0.7
-    known[0] = False
-    errors = gaussian_error(output, targets, known)
-    assert errors[0] == 0.0
-    for i in range(1, 5):
-        mean, cov = covariance(output[i])
-        counts = known[i].flatten()
-        peer = torch.distributions.MultivariateNormal(mean[counts], cov[counts][:, counts])
-        constant = 0.5 * counts.sum() * math.log(2 * math.pi)
-        expected = -peer.log_prob(targets[i].flatten()[counts]) - constant
-        torch.testing.assert_close(errors[i], expected / counts.sum())
-
-
-def test_draws_have_the_gaussians_mean_and_covariance() -> None:
-    output = torch.randn(1, 2, 3, 2 + 2, generator=seeded())
-    mean, cov = covariance(output[0])
-    drawn = gaussian_draw(output.expand(100_000, -1, -1, -1), 1.0, seeded()).flatten(1)
-    torch.testing.assert_close(drawn.mean(0), mean, atol=0.05, rtol=0)
-    torch.testing.assert_close(drawn.T.cov(), cov, atol=0.1, rtol=0.05)
-    half = gaussian_draw(output.expand(100_000, -1, -1, -1), 0.5, seeded()).flatten(1)
-    torch.testing.assert_close(half - mean, 0.5 * (drawn - mean), atol=1e-5, rtol=0)
+def test_hidden_actions_are_hidden_in_training_alone() -> None:
+    hiding = make_policy(dataclasses.replace(SMALL, hide_actions=0.5))
+    plain, observation = make_policy(), make_observation(SMALL, 4)
+    other = dataclasses.replace(observation, past_actions=observation.past_actions.flip(0))
+    all_hidden = torch.zeros(4, dtype=torch.bool)
+    torch.testing.assert_close(hiding.predict(observation, all_hidden), hiding.predict(other, all_hidden))
+    assert not torch.allclose(hiding.predict(observation), hiding.predict(other))
+    actions, counts = torch.randn(4, 4, 3), torch.ones(4, 4, 3, dtype=torch.bool)
+    assert hiding.loss(observation, actions, counts, seeded()) != plain.loss(observation, actions, counts, seeded())
+    assert torch.equal(hiding.sample(observation, seeded()), plain.sample(observation, seeded()))
+    never = make_policy(dataclasses.replace(SMALL, hide_actions=1.0))
+    torch.testing.assert_close(never.sample(observation, seeded()), never.sample(other, seeded()))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +248,7 @@ def test_draws_have_the_gaussians_mean_and_covariance() -> None:
         ({"execute_len": 5}, r"1..chunk_len"),
         ({"bins": 1}, "number above 1"),
         ({"bin_range": 0.0}, "range above 0"),
-        ({"rank": 0}, "rank"),
+        ({"hide_actions": 1.1}, "hide_actions"),
         ({"temperature": -1.0}, "temperature"),
     ],
 )

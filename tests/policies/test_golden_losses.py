@@ -49,7 +49,7 @@ SMALL: dict[str, tuple[Any, dict[str, tuple[int, int]]]] = {
     "diffusion, unet, camera": (UNET, CAMERAS),
     "decision_transformer": (DT, {}),
     "decision_transformer, bins": (replace(DT, head="bins"), {}),
-    "decision_transformer, gaussian, camera": (replace(DT, head="gaussian", rank=2), CAMERAS),
+    "decision_transformer, hidden actions, camera": (replace(DT, head="l2", hide_actions=0.5), CAMERAS),
     "energy": (ENERGY, {}),
     "energy, camera": (ENERGY, CAMERAS),
 }
