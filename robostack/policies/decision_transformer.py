@@ -32,8 +32,9 @@ TASK, RETURN, LOOK, ACTIONS, BLOCKS = 0, 1, 2, 3, 3
 class DecisionTransformerConfig:
     """What the transformer sees and how it puts its actions."""
 
-    context: int = 4
-    """K, the decisions that it sees, the present one included."""
+    context: int = 1
+    """K, the decisions that it sees, the present one included. In ALOHA more than one is worse: what was done tells so
+    well what comes next that the return is hardly listened to, and errors are continued."""
     chunk_len: int = 20
     """Actions predicted at once."""
     execute_len: int = 20
