@@ -50,8 +50,9 @@ class DecisionTransformerConfig:
     """Bins an action dimension: evenly spaced centres from −bin_range to bin_range."""
     bin_range: float = 5.0
     """In units of normalised actions; what lies beyond is brought to the outermost bin."""
-    temperature: float = 1.0
-    """Of drawing from bins: 1 draws as the data were, 0 takes the likeliest."""
+    temperature: float = 0.0
+    """Of drawing from bins: 1 draws as the data were, 0 takes the median. (The likeliest bin is that of waiting,
+    wherever the demonstrations waited: a policy that takes it never goes on.)"""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     width: int = 128
     hidden_multiple: int = 2
@@ -142,13 +143,12 @@ class DecisionTransformer(nn.Module):
             case "l1" | "l2":
                 return output[..., 0]
             case "bins":
-                if self.config.temperature == 0.0:
-                    return likeliest(output, self.centres)
                 # One draw a dimension for the whole chunk: what varies from one demonstration to the next is where a
-                # motion goes, while numbers drawn each on its own would shake about the same mean motion.
+                # motion goes, while numbers drawn each on its own would shake about the same median motion.
                 shape = (len(output), 1, self.interface.action_dim)
-                quantile = torch.rand(shape, generator=generator, device=output.device).expand(output.shape[:-1])
-                return at_quantile(output / self.config.temperature, self.centres, quantile)
+                draw = torch.randn(shape, generator=generator, device=output.device)
+                quantile = torch.special.ndtr(self.config.temperature * draw).expand(output.shape[:-1])
+                return at_quantile(output, self.centres, quantile)
 
     def predict(
         self, observation: Observation, remembered: Bool[Tensor, " batch"] | None = None
@@ -223,13 +223,6 @@ def two_hot_cross_entropy(
     log_p = logits.log_softmax(dim=-1)
     share = place - below
     return -((1.0 - share) * log_p.gather(-1, index)[..., 0] + share * log_p.gather(-1, index + 1)[..., 0])
-
-
-def likeliest(logits: Float[Tensor, "*shape bins"], centres: Float[Tensor, " bins"]) -> Float[Tensor, "*shape"]:
-    """The mean of the likeliest bin and its neighbours: a number between two centres has its weight in both."""
-    best = logits.argmax(dim=-1, keepdim=True)
-    near = (torch.arange(len(centres), device=logits.device) - best).abs() <= 1
-    return logits.masked_fill(~near, -torch.inf).softmax(dim=-1) @ centres
 
 
 def at_quantile(
