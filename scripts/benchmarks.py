@@ -85,8 +85,14 @@ def main_runs(folder: Path) -> list[Run]:
     ]
 
 
-POLICY_STEPS: Mapping[str, int] = {"pi0": 3000}
-"""Training steps of each policy from state; everything else is its defaults."""
+POLICY_TRAINING: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    "pi0": (5000, ()),
+    "diffusion": (2000, ()),
+    "act": (1500, ("--batch", "64")),
+    "decision_transformer": (1500, ()),
+    "energy": (2000, ()),
+}
+"""Training steps of each policy from state, and flags; everything else is its defaults."""
 
 
 def policy_runs(folder: Path) -> list[Run]:
@@ -94,10 +100,10 @@ def policy_runs(folder: Path) -> list[Run]:
     return [
         Run(
             f"{policy}, {TASKS[env]}",
-            Recipe(policy, env, folder / env, folder / f"{policy}-{env}-{seed}", 50, steps, seed=seed),
+            Recipe(policy, env, folder / env, folder / f"{policy}-{env}-{seed}", 50, steps, train=flags, seed=seed),
         )
         for seed in range(3)
-        for policy, steps in POLICY_STEPS.items()
+        for policy, (steps, flags) in POLICY_TRAINING.items()
         for env in TASKS
     ]
 
