@@ -7,7 +7,8 @@
     .venv/bin/python scripts/benchmarks.py policies      every policy on both tasks from state, three training seeds
 
 Each run is a few commands of the command line, one thread each and as many at once as there are cores. Runs are kept
-below runs/ and what is done is not done again, so that an interrupted benchmark goes on.
+below runs/ and what is done is not done again, so that an interrupted benchmark goes on; results already written stay
+until their run is made anew.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from robostack.evaluation.intervals import wilson_interval
 from robostack.policies.checkpoint import Checkpoint
-from robostack.provenance import describe_run
 from robostack.recipes import Recipe, aloha_insertion, aloha_transfer_cube, aloha_transfer_cube_pixels
 from robostack.training.log import read_log
 
@@ -45,35 +45,30 @@ class Run:
     """First evaluation seed."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a run."""
-
-    run: Run
-    summary: dict[str, Any]
-    cpu_s: float
-    """CPU time of training, all threads."""
-    parameters: int
+Record = dict[str, Any]
+"""What came of a run: its label and training seed, commands, cost and evaluation, with commit, machine and date."""
 
 
 def main() -> None:
-    """Runs the named benchmark and writes docs/results/<name>.md and .json."""
+    """Runs the named benchmark and writes docs/results/<name>.md and .json, anew after every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at once, one thread each")
+    parser.add_argument("--only", nargs="*", default=[""], help="runs whose labels begin so; others keep their results")
     arguments = parser.parse_args()
     make_runs, text = BENCHMARKS[arguments.name]
     runs = make_runs(RUNS / arguments.name)
-    for recipe in {run.recipe.data: run.recipe for run in runs}.values():
+    chosen = [run for run in runs if run.label.startswith(tuple(arguments.only))]
+    records = _earlier(arguments.name, runs)
+    for recipe in {run.recipe.data: run.recipe for run in chosen}.values():
         if not recipe.data.exists():
             _robostack(recipe.collect_command())
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        outcomes = list(pool.map(_train_and_evaluate, runs))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{arguments.name}.json").write_text(json.dumps([_record(o) for o in outcomes], indent=1) + "\n")
-    page = RESULTS / f"{arguments.name}.md"
-    page.write_text(f"{text}\n\n{_table(outcomes)}\n\n{_pooled(outcomes)}{_origin(arguments.name)}")
-    print(page.read_text())
+        for done in as_completed([pool.submit(_train_and_evaluate, run) for run in chosen]):
+            record = done.result()
+            records[record["label"], record["training_seed"]] = record
+            order = [(run.label, run.recipe.seed) for run in runs]
+            _write(arguments.name, text, [records[key] for key in order if key in records], len(runs))
 
 
 def main_runs(folder: Path) -> list[Run]:
@@ -196,7 +191,16 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
 }
 
 
-def _train_and_evaluate(run: Run) -> Outcome:
+def _earlier(name: str, runs: Sequence[Run]) -> dict[tuple[str, int], Record]:
+    """The results that stand written, of runs that are still to be made in the same way."""
+    path = RESULTS / f"{name}.json"
+    wanted = {(run.label, run.recipe.seed): _commands(run) for run in runs}
+    records = json.loads(path.read_text()) if path.exists() else []
+    found = {(record["label"], record.get("training_seed", 0)): record for record in records}
+    return {key: record for key, record in found.items() if wanted.get(key) == record["commands"]}
+
+
+def _train_and_evaluate(run: Run) -> Record:
     recipe, results = run.recipe, run.recipe.run / f"eval-{run.seed}"
     if not recipe.run.exists():
         _robostack([*recipe.train_command(), "--threads", "1"])
@@ -206,9 +210,19 @@ def _train_and_evaluate(run: Run) -> Outcome:
         # One worker: the runs beside this one are the parallelism.
         flags = ["--seed", str(run.seed), "--workers", "1", "--videos", "0", "--out", str(results)]
         _robostack([*recipe.evaluate_command(), *flags])
-    parameters = sum(parameter.numel() for parameter in Checkpoint.read(recipe.run).build().parameters())
-    summary = json.loads((results / "summary.json").read_text())
-    return Outcome(run, summary, read_log(recipe.run)[-1]["cpu_s"], parameters)
+    return {
+        "label": run.label,
+        "training_seed": recipe.seed,
+        "commands": _commands(run),
+        "steps": recipe.steps,
+        "training_cpu_s": read_log(recipe.run)[-1]["cpu_s"],
+        "parameters": sum(parameter.numel() for parameter in Checkpoint.read(recipe.run).build().parameters()),
+        **json.loads((results / "summary.json").read_text()),
+    }
+
+
+def _commands(run: Run) -> list[list[str]]:
+    return [["robostack", *command] for command in run.recipe.commands()]
 
 
 def _robostack(arguments: Sequence[str]) -> None:
@@ -217,57 +231,55 @@ def _robostack(arguments: Sequence[str]) -> None:
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL if not sys.stderr.isatty() else None)
 
 
-def _table(outcomes: Sequence[Outcome]) -> str:
+def _write(name: str, text: str, records: Sequence[Record], planned: int) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(records, indent=1) + "\n")
+    missing = (
+        f"**{planned - len(records)} of {planned} runs are still to be made.**\n\n" if planned > len(records) else ""
+    )
+    commits = ", ".join(dict.fromkeys(record["commit"] for record in records))
+    page = (
+        f"{text}\n\n{missing}{_table(records)}\n\n{_pooled(records)}Brackets are 95 % Wilson intervals over the "
+        "evaluation episodes. *Success*: stage 4 at any step; *final*: still at step 400. Latencies are wall time on a "
+        f"machine that trains beside.\nCommand: `scripts/benchmark_{name}`, {records[-1]['machine']}, one thread a "
+        f"run, commits {commits}, until {max(record['date'] for record in records)}. All figures: `{name}.json`.\n"
+    )
+    (RESULTS / f"{name}.md").write_text(page)
+
+
+def _table(records: Sequence[Record]) -> str:
     lines = [
         "| run | training seed | parameters | steps | training, CPU s | steps / CPU s | success | final "
         "| chunk latency, ms p50 / p95 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for outcome in outcomes:
-        recipe, summary = outcome.run.recipe, outcome.summary
-        lines.append(
-            f"| {outcome.run.label} | {recipe.seed} | {outcome.parameters / 1e6:.2f} M | {recipe.steps} "
-            f"| {outcome.cpu_s:.0f} | {recipe.steps / outcome.cpu_s:.1f} "
-            f"| {_share(summary['success'], summary['success_interval'])} "
-            f"| {_share(summary['final'], summary['final_interval'])} "
-            f"| {summary['latency_ms_p50']} / {summary['latency_ms_p95']} |"
-        )
+    lines += [
+        f"| {r['label']} | {r['training_seed']} | {r['parameters'] / 1e6:.2f} M | {r['steps']} "
+        f"| {r['training_cpu_s']:.0f} | {r['steps'] / r['training_cpu_s']:.1f} "
+        f"| {_share(r['success'], r['success_interval'])} | {_share(r['final'], r['final_interval'])} "
+        f"| {r['latency_ms_p50']} / {r['latency_ms_p95']} |"
+        for r in records
+    ]
     return "\n".join(lines)
 
 
-def _pooled(outcomes: Sequence[Outcome]) -> str:
+def _pooled(records: Sequence[Record]) -> str:
     """Seeds of one label together, where there are several."""
     lines = []
-    for label in dict.fromkeys(outcome.run.label for outcome in outcomes):
-        summaries = [outcome.summary for outcome in outcomes if outcome.run.label == label]
-        if len(summaries) > 1:
-            count = sum(s["episodes"] for s in summaries)
+    for label in dict.fromkeys(record["label"] for record in records):
+        same = [record for record in records if record["label"] == label]
+        if len(same) > 1:
+            count = sum(record["episodes"] for record in same)
             shares = []
             for key in ("success", "final"):
-                total = round(sum(s[key] * s["episodes"] for s in summaries))
+                total = round(sum(record[key] * record["episodes"] for record in same))
                 shares.append(f"{key} {_share(total / count, wilson_interval(total, count))}")
-            lines.append(f"- {label}, all training seeds: {', '.join(shares)} of {count} episodes\n")
+            lines.append(f"- {label}, {len(same)} training seeds: {', '.join(shares)} of {count} episodes\n")
     return "".join(lines) + "\n" if lines else ""
 
 
 def _share(share: float, interval: Sequence[float]) -> str:
     return f"{share:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
-
-
-def _record(outcome: Outcome) -> dict[str, Any]:
-    run = outcome.run
-    commands = [["robostack", *command] for command in run.recipe.commands()]
-    own = {"label": run.label, "commands": commands, "training_cpu_s": outcome.cpu_s}
-    return {**own, "parameters": outcome.parameters, **outcome.summary}
-
-
-def _origin(name: str) -> str:
-    origin = describe_run()
-    return (
-        f"Brackets are 95 % Wilson intervals over the evaluation episodes. *Success*: stage 4 at any step; *final*: "
-        f"still at step 400.\nCommand: `scripts/benchmark_{name}`, {origin['machine']}, one thread a run, commit "
-        f"{origin['commit']}, {origin['date']}. All figures: `{name}.json`.\n"
-    )
 
 
 if __name__ == "__main__":
