@@ -33,15 +33,15 @@ class DecisionTransformerConfig:
     """What the transformer sees and how it puts its actions."""
 
     context: int = 1
-    """K, the decisions that it sees, the present one included. In ALOHA more than one is worse: what was done tells so
-    well what comes next that the return is hardly listened to, and errors are continued."""
+    """K, the decisions that it sees, the present one included. In short ALOHA trials 1 followed the return better
+    than 4, at unequal batches and steps; why is not established."""
     chunk_len: int = 20
     """Actions predicted at once."""
     execute_len: int = 20
     """Actions run between two decisions."""
     hide_actions: float = 0.0
-    """Share of training samples in which the actions of the past are hidden: what was done last tells best what is
-    done next, and a policy that learns no more than that goes on with its own errors. At 1 they are never seen."""
+    """Share of training samples in which the actions of the past are hidden, against a policy that copies them. At 1
+    they are never seen."""
     conditioned: bool = True
     """Whether it sees the return-to-go. Without, it is behaviour cloning by the same network."""
     head: Head = "l1"
@@ -51,8 +51,8 @@ class DecisionTransformerConfig:
     bin_range: float = 5.0
     """In units of normalised actions; what lies beyond is brought to the outermost bin."""
     temperature: float = 0.0
-    """Of drawing from bins: 1 draws as the data were, 0 takes the median. (The likeliest bin is that of waiting,
-    wherever the demonstrations waited: a policy that takes it never goes on.)"""
+    """Of drawing from bins: 1 draws as the data were, 0 takes the median (in one ALOHA trial the likeliest bin
+    earned 41 where the median earned 193 to 506)."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     width: int = 128
     hidden_multiple: int = 2
