@@ -37,12 +37,14 @@ def composed(energies: Sequence[Energy], weights: Sequence[float] | None = None)
     return total
 
 
-def barrier(excess: Float[Tensor, "*batch points"], softness: float) -> Float[Tensor, " *batch"]:
-    """½ Σ (max(0, excess) / softness)²: nothing while no entry of `excess` is above 0, then a spring.
+def barrier(excess: Float[Tensor, "*any"], softness: float) -> Float[Tensor, "*any"]:
+    """0 while the excess e is below 0, then ½ (e/s)², and e/s − ½ from e = s on: a spring whose force is bounded.
 
-    Over a limit x ≤ high the excess is x − high, in a sphere its radius minus the distance from its centre.
+    Over a limit x ≤ high the excess is x − high, in a ball its radius minus the distance from its centre. An unbounded
+    force throws Langevin's noisiest points, which are far over any limit, where no energy has a say.
     """
-    return 0.5 * (F.relu(excess) / softness).square().sum(-1)
+    over = F.relu(excess) / softness
+    return torch.where(over < 1.0, 0.5 * over.square(), over - 0.5)
 
 
 def gradient(energy: Energy, x: Float[Tensor, "*point"], differentiable: bool = False) -> Float[Tensor, "*point"]:

@@ -14,10 +14,19 @@ import torch
 from robostack.datasets.windows import Moments
 from robostack.experts import make_expert
 from robostack.policies.checkpoint import Checkpoint
+from robostack.policies.protocol import Observation
 from robostack.runtime.chunks import Blend, ChunkScheduler, newest
 
 Look = Callable[[], Mapping[str, np.ndarray]]
 """Gives the observation of this control step; cameras are rendered only when it is called."""
+
+Sampler = Callable[[Any, Observation, torch.Generator], torch.Tensor]
+"""(policy, observation, generator) ↦ normalised chunks (batch, chunk_len, action_dim)."""
+
+
+def plain(policy: Any, observation: Observation, generator: torch.Generator) -> torch.Tensor:
+    """What the policy samples by itself."""
+    return policy.sample(observation, generator)
 
 
 @runtime_checkable
@@ -53,6 +62,7 @@ class PolicyActor:
         execute_len: int | None = None,
         blend: Blend = newest,
         target_return: float | None = None,
+        sampler: Sampler = plain,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.checkpoint = Checkpoint.read(path)
@@ -66,6 +76,7 @@ class PolicyActor:
             raise ValueError(f"{path}: a {self.checkpoint.policy} is not conditioned on a return: give no target")
         self._target = self._processor.largest_return if target_return is None else target_return
         self._scheduler, self._clock = ChunkScheduler(self.execute_len, blend), clock
+        self._sampler = sampler
         self.cameras = self._processor.cameras
         self._task, self._robot, self._generator = "", "", torch.Generator(self._device)
         self._forget()
@@ -100,7 +111,7 @@ class PolicyActor:
             begun = self._clock()
             moments = self._moments(step)
             observation = self._processor.observe(moments, [self._task], self._robot, self._device)
-            chunk = self._policy.sample(observation, self._generator)
+            chunk = self._sampler(self._policy, observation, self._generator)
             self._scheduler.put(self._processor.denormalize_actions(chunk, moments, self._robot)[0])
             self.latencies_ms.append(1000.0 * (self._clock() - begun))
         self._actions.append(self._scheduler.next())

@@ -49,29 +49,33 @@ class EnergyConfig:
     largest_sigma: float = 1.0
     """Noise of the smoothest energy, in deviations of the actions."""
     smallest_sigma: float = 0.05
-    """Noise of the sharpest energy; sampling ends with its mean."""
+    """Noise of the sharpest energy; sampling ends at the bottom of its bowl."""
     score: float = 1.0
     """Weight of denoising score matching."""
     contrast: float = 0.01
     """Weight of InfoNCE."""
-    contrast_rows: int = 32
+    contrast_rows: int = 16
     """Rows of a batch that are contrasted; the counter-examples are most of a step's cost."""
     negatives: int = 4
     """Counter-examples of a row: half of them other chunks of the batch, half Langevin samples started from these."""
     negative_steps: int = 2
     """Langevin steps of a counter-example."""
+    negative_step: float = 0.5
+    """Their size, in σ²."""
     penalty: float = 1e-4
     """Weight of the gradient penalty."""
     margin: float = 8.0
     """Slope in units of 1/σ below which nothing is penalised; the largest of a Gaussian's is about 3."""
     sampler: Literal["langevin", "search"] = "langevin"
     """Annealed Langevin, or derivative-free search, for codes of few dimensions."""
-    levels: int = 8
+    levels: int = 6
     """Noise levels of the annealing, in geometric sequence; for the search its generations."""
-    level_steps: int = 3
+    level_steps: int = 4
     """Langevin steps at each level."""
-    step: float = 0.5
-    """Of Langevin, in σ²: 1 goes to the bottom of a bowl."""
+    settle_steps: int = 8
+    """Steps without noise at the last level, after which the chunk is run."""
+    step: float = 0.25
+    """Of Langevin, in σ²: 1 goes to the bottom of the learned bowl; smaller ones can follow stiffer added energies."""
     temperature: float = 1.0
     """Of Langevin: 1 samples, 0 descends."""
     candidates: int = 1024
@@ -153,7 +157,7 @@ class Energy(nn.Module):
         others = data[(torch.arange(rows, device=device)[:, None] + ahead) % len(data)]
         others = others + sigma[:, None, None] * torch.randn(others.shape, generator=generator, device=device)
         kept, started = others.chunk(2, dim=1)
-        drawn = self.walk(energy, started, sigma, config.negative_steps, 1.0, generator)
+        drawn = self.walk(energy, started, sigma, config.negative_steps, config.negative_step, 1.0, generator)
         energies = energy(torch.cat([noisy[:, None], kept, drawn], dim=1)) / self.size
         scaled = self.scaled(energy, sigma)
         penalty = core.gradient_penalty(scaled, drawn[:, :1] / sigma[:, None, None], config.margin, batch_dims=2)
@@ -164,31 +168,40 @@ class Energy(nn.Module):
     ) -> Float[Tensor, "batch chunk_len action_dim"]:
         """A chunk from exp(−E), annealed from the smoothest energy to the sharpest.
 
-        `added` is an energy of normalised chunks that is added to the policy's own at every level: a forbidden region,
-        a limit, another policy.
+        `added` is an energy of normalised chunks that is added to the policy's own: a forbidden region, a limit,
+        another policy. It is phased in by σ_min²/σ² and counts in full at the last level: so it is as stiff beside the
+        learned bowl at every level. Where its curvature is above (2/step − 1)/σ_min², steps overshoot.
         """
         config, context = self.config, self.encode(observation)
         with torch.inference_mode(False), torch.no_grad():
             context = context.clone()  # made in inference mode it could not meet a gradient
             batch, device = len(context), context.device
 
-            extra = [] if added is None else [lambda x: added(self.code.decode(x))]
             shrink = (config.smallest_sigma / config.largest_sigma) ** (1.0 / (config.levels - 1))
-            sigmas = config.largest_sigma * shrink ** torch.arange(config.levels, device=device)
 
-            def level(sigma: Tensor) -> core.Energy:
-                return core.composed([self.energy(context, sigma.expand(batch)), *extra])
+            extra = None if added is None else (lambda x: added(self.code.decode(x)))
 
+            def level(index: int) -> tuple[core.Energy, Tensor]:
+                sigma = torch.full((batch,), config.largest_sigma * shrink**index, device=device)
+                learned = self.energy(context, sigma)
+                if extra is None:
+                    return learned, sigma
+                return core.composed([learned, extra], [1.0, shrink ** (2 * (config.levels - 1 - index))]), sigma
+
+            energy, sigma = level(config.levels - 1)
             if config.sampler == "search":
                 shape = (batch, config.candidates, self.size)
                 start = config.largest_sigma * torch.randn(shape, generator=generator, device=device)
                 noise = config.largest_sigma
-                found = core.derivative_free(level(sigmas[-1]), start, generator, config.levels, noise, shrink)
+                found = core.derivative_free(energy, start, generator, config.levels, noise, shrink)
                 return self.code.decode(found)
             x = config.largest_sigma * torch.randn(batch, self.size, generator=generator, device=device)
-            for sigma in sigmas:
-                x = self.walk(level(sigma), x, sigma.expand(batch), config.level_steps, config.temperature, generator)
-            return self.code.decode(x - config.smallest_sigma**2 * core.gradient(level(sigmas[-1]), x))
+            for index in range(config.levels):
+                energy, sigma = level(index)
+                x = self.walk(energy, x, sigma, config.level_steps, config.step, config.temperature, generator)
+            # What is left of the noise is taken off by going down, not by the mean x − σ² ∇E: the bowl's curvature is
+            # known, that of an added energy is not.
+            return self.code.decode(self.walk(energy, x, sigma, config.settle_steps, config.step, 0.0, generator))
 
     def walk(
         self,
@@ -196,12 +209,13 @@ class Energy(nn.Module):
         x: Float[Tensor, "batch *samples size"],
         sigma: Float[Tensor, " batch"],
         steps: int,
+        step: float,
         temperature: float,
         generator: torch.Generator,
     ) -> Float[Tensor, "batch *samples size"]:
         """Langevin at one noise level, in units of σ, where every level's bowl has the same curvature."""
         unit = sigma.reshape(-1, *(1,) * (x.ndim - 1))
-        step_sizes = [2.0 * self.config.step] * steps
+        step_sizes = [2.0 * step] * steps
         walked = core.langevin(
             self.scaled(energy, sigma), x / unit, step_sizes, generator, math.sqrt(temperature), largest_step=4.0
         )

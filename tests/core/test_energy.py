@@ -150,10 +150,11 @@ def test_gradient_penalty_is_the_squared_excess_of_the_steepest_entry() -> None:
     assert k.grad.item() == pytest.approx((2 * (2 * 3.0 - 1) * 3.0 + 2 * (2 * 0.9 - 1) * 0.9) / 3)
 
 
-def test_a_barrier_is_a_spring_beyond_its_limit() -> None:
-    excess = torch.tensor([[-1.0, -0.1], [0.3, -2.0], [0.2, 0.4]], dtype=F64)
-    expected = torch.tensor([0.0, 0.5 * 9.0, 0.5 * (4.0 + 16.0)], dtype=F64)
-    torch.testing.assert_close(barrier(excess, softness=0.1), expected)
+def test_a_barrier_is_a_spring_of_bounded_force() -> None:
+    excess = torch.tensor([-1.0, 0.0, 0.05, 0.1, 0.4], dtype=F64)
+    torch.testing.assert_close(barrier(excess, softness=0.1), torch.tensor([0.0, 0.0, 0.125, 0.5, 3.5], dtype=F64))
+    force = gradient(lambda x: barrier(x, softness=0.1), excess)
+    torch.testing.assert_close(force, torch.tensor([0.0, 0.0, 5.0, 10.0, 10.0], dtype=F64))
 
 
 def test_gradients_are_taken_where_none_are_recorded() -> None:

@@ -1,0 +1,128 @@
+"""Constraints that a policy was not trained with, as energies that are added to its own at run time.
+
+A constraint is a cost of a robot's chunk of actions, in its units; `composed_actor` makes it an energy of a policy's
+normalised chunks and gives it to `Energy.sample`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robostack.core.energy import barrier
+from robostack.core.kinematics import Chain
+from robostack.datasets.normalize import Normalizer
+from robostack.envs.aloha.tasks import TASKS, load_model
+from robostack.evaluation.actors import PolicyActor
+from robostack.experts.inverse_kinematics import FINGERTIP, ArmKinematics, Side
+from robostack.policies.checkpoint import Checkpoint
+from robostack.policies.energy import ChunkEnergy, Energy
+from robostack.policies.processor import Processor
+from robostack.policies.protocol import Observation
+
+Cost = Callable[[Tensor], Tensor]
+"""Chunks (*batch, chunk_len, action_dim) in a robot's units ↦ energies (*batch,), 0 where the constraint is kept."""
+
+
+@runtime_checkable
+class Region(Protocol):
+    """Where fingertips are not to be."""
+
+    def depth(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, " *batch"]:
+        """How deep points of the world frame lie in it, in metres; negative outside."""
+        ...
+
+
+@dataclass(frozen=True)
+class Below:
+    """All that is below a height, as a tray or a table top."""
+
+    height: float
+    """Metres."""
+
+    def depth(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, " *batch"]:
+        return self.height - points[..., 2]
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """A ball."""
+
+    centre: tuple[float, float, float]
+    """World frame, metres."""
+    radius: float
+    """Metres."""
+
+    def depth(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, " *batch"]:
+        # Never quite 0 under the root: its gradient is infinite there.
+        return self.radius - ((points - points.new_tensor(self.centre)).square().sum(-1) + 1e-12).sqrt()
+
+
+class Fingertips:
+    """Where ALOHA's fingertips are, as a differentiable function of its state or action."""
+
+    def __init__(self, sides: Sequence[Side] = ("left", "right")) -> None:
+        self._arms = []
+        for side in sides:
+            links = ArmKinematics(load_model(TASKS["transfer_cube"]), side).links()
+            parts = (links.positions, links.rotations, links.axes, FINGERTIP)
+            joints = slice(0, 6) if side == "left" else slice(7, 13)
+            self._arms.append((joints, Chain(*(torch.from_numpy(part).float() for part in parts))))
+
+    def __call__(self, numbers: Float[Tensor, "*batch 14"]) -> Float[Tensor, "*batch arms 3"]:
+        """World positions in metres, of the sides in their order."""
+        return torch.stack([chain.forward(numbers[..., joints]) for joints, chain in self._arms], dim=-2)
+
+
+def keep_out(region: Region, fingertips: Fingertips, clearance: float, softness: float, pace: float = 1e-3) -> Cost:
+    """Σ_t b(depth_t + clearance) √(1 + (‖Δp_t‖ / pace)²) over the fingertips' ways p, in metres; b is `barrier`.
+
+    The root makes it a cost along the way where a fingertip moves faster than `pace` a step (CHOMP, Ratliff et al.
+    2009, equation 3): counted in time alone, the cheapest way leads straight through the region, and fast.
+    """
+
+    def cost(actions: Tensor) -> Tensor:
+        points = fingertips(actions)
+        (moved,) = torch.gradient(points, dim=-3)
+        length = (1.0 + moved.square().sum(-1) / pace**2).sqrt()
+        return (barrier(region.depth(points) + clearance, softness) * length).sum((-1, -2))
+
+    return cost
+
+
+def limits(low: Float[Tensor, " action_dim"], high: Float[Tensor, " action_dim"], softness: float) -> Cost:
+    """Σ b(a − high) + b(low − a) over all numbers a of a chunk, each with its own limits; b is `barrier`."""
+    return lambda actions: (barrier(actions - high, softness) + barrier(low - actions, softness)).sum((-1, -2))
+
+
+def chunk_energy(processor: Processor, robot: str, cost: Cost) -> ChunkEnergy:
+    """The cost as an energy of normalised chunks (*batch, chunk_len, action_dim).
+
+    Raises ValueError for a policy of relative actions: what they are relative to is not in the chunk.
+    """
+    known, scaling = processor.robots[robot], processor.scaling
+    if any(known.relative):
+        raise ValueError("an energy of actions needs a policy of absolute actions, this one's are relative")
+    normalizer = Normalizer.of(known.statistics["action"], scaling.normalization, scaling.smallest_scale)
+    places = list(known.places["action"])
+    return lambda chunk: cost(normalizer.inverse(chunk[..., places]))
+
+
+def composed_actor(run: Path, robot: str, cost: Cost) -> PolicyActor:
+    """The energy policy of `run` with the cost's energy added to its own."""
+    checkpoint = Checkpoint.read(run)
+    if checkpoint.policy != "energy":
+        raise ValueError(f"{run} holds a policy of {checkpoint.policy}: energies add to an energy")
+    added = chunk_energy(checkpoint.processor, robot, cost)
+    return PolicyActor(checkpoint.path, sampler=partial(_sample_with, added))
+
+
+def _sample_with(added: ChunkEnergy, policy: Energy, observation: Observation, generator: torch.Generator) -> Tensor:
+    return policy.sample(observation, generator, added)
