@@ -24,6 +24,8 @@ class Recipe:
     """Recorded, as NAME:HEIGHTxWIDTH; with cameras the policy sees images and joints, and not where the objects are."""
     eyes: tuple[str, ...] = ()
     """Names of the cameras that the policy sees; all that are recorded by default."""
+    collect: tuple[str, ...] = ()
+    """More flags of `robostack collect`."""
     train: tuple[str, ...] = ()
     """More flags of `robostack train`."""
     seed: int = 0
@@ -34,7 +36,7 @@ class Recipe:
         """Arguments of `robostack` that collect the demonstrations."""
         cameras = ["--cameras", *self.cameras] if self.cameras else []
         count = str(self.demonstrations)
-        return ["collect", "--env", self.env, "--episodes", count, "--out", str(self.data), *cameras]
+        return ["collect", "--env", self.env, "--episodes", count, "--out", str(self.data), *cameras, *self.collect]
 
     def train_command(self) -> list[str]:
         """Arguments of `robostack` that train the policy."""

@@ -4,6 +4,7 @@
     .venv/bin/python scripts/benchmarks.py pixels        transfer cube from one camera and joint positions
     .venv/bin/python scripts/benchmarks.py prediction    why data prediction: a table of runs
     .venv/bin/python scripts/benchmarks.py optimizers    AdamW and Muon on the same runs
+    .venv/bin/python scripts/benchmarks.py returns       a decision transformer asked for several returns
     .venv/bin/python scripts/benchmarks.py policies      every policy on both tasks from state, three training seeds
 
 Each run is a few commands of the command line, one thread each and as many at once as there are cores. Runs are kept
@@ -18,10 +19,12 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from robostack.evaluation.intervals import wilson_interval
@@ -31,6 +34,7 @@ from robostack.training.log import read_log
 
 # Evaluation seeds. Demonstrations start at 0; 2,000,000 and 3,000,000 were looked at while settings were chosen.
 FRESH, TUNING = 4_000_000, 2_000_000
+RETURNS = (0, 240, 480, 720, 960)
 RUNS, RESULTS = Path("runs"), Path("docs/results")
 TASKS = {"aloha-transfer-cube": "transfer cube", "aloha-insertion": "insertion"}
 
@@ -43,6 +47,18 @@ class Run:
     recipe: Recipe
     seed: int = FRESH
     """First evaluation seed."""
+    evaluate: tuple[str, ...] = ()
+    """More flags of `robostack eval`: runs that differ in these alone share a training."""
+
+    @property
+    def results(self) -> Path:
+        """The folder of the evaluation."""
+        return self.recipe.run / "-".join(["eval", str(self.seed), *(flag.lstrip("-") for flag in self.evaluate)])
+
+    @property
+    def commands(self) -> list[list[str]]:
+        *before, evaluation = self.recipe.commands()
+        return [["robostack", *command] for command in (*before, [*evaluation, *self.evaluate])]
 
 
 Record = dict[str, Any]
@@ -123,6 +139,27 @@ def pixel_runs(folder: Path) -> list[Run]:
     return [replace(run, recipe=replace(run.recipe, run=folder / str(i))) for i, run in enumerate(runs)]
 
 
+def return_runs(folder: Path) -> list[Run]:
+    """A decision transformer asked for several returns, and the same network that is not told any."""
+    recipe = Recipe(
+        "decision_transformer",
+        "aloha-transfer-cube",
+        folder / "data",
+        folder / "run",
+        demonstrations=200,
+        steps=2000,
+        collect=("--noise", "0", "0.01", "0.02", "0.04", "0.08"),
+        evaluations=50,
+    )
+    runs = []
+    for seed in range(3):
+        told = replace(recipe, run=folder / f"told-{seed}", seed=seed)
+        runs += [Run(f"asked {asked}", told, evaluate=("--target-return", str(asked))) for asked in RETURNS]
+        cloned = replace(recipe, run=folder / f"cloned-{seed}", seed=seed, train=("--policy.no-conditioned",))
+        runs.append(Run("behaviour cloning", cloned))
+    return runs
+
+
 def prediction_runs(folder: Path) -> list[Run]:
     """Data or velocity, by token width and actions a token."""
     velocity = ("--policy.prediction", "velocity", "--policy.loss", "velocity")
@@ -183,6 +220,14 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
         "# AdamW and Muon\n\nπ0 from joints and object poses, 50 demonstrations, 1000 steps, the same learning rate "
         "(Muon's step is scaled to AdamW's size), one training seed, 100 tuning seeds.",
     ),
+    "returns": (
+        return_runs,
+        "# A decision transformer follows the return it is asked for\n\n"
+        "Transfer cube from joints and the cube's pose. 200 demonstrations of mixed quality: the expert with a smooth "
+        "disturbance of its joints, of 0, 0.01, 0.02, 0.04 and 0.08 rad in turn; the largest return among them is "
+        "about 960. The policy sees one decision (K = 1: cloning conditioned on the return rather than a sequence model). 50 "
+        "evaluation seeds, three training seeds. Behaviour cloning is the same network without the return.",
+    ),
     "prediction": (
         prediction_runs,
         "# Data or velocity prediction\n\n"
@@ -194,35 +239,36 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
 def _earlier(name: str, runs: Sequence[Run]) -> dict[tuple[str, int], Record]:
     """The results that stand written, of runs that are still to be made in the same way."""
     path = RESULTS / f"{name}.json"
-    wanted = {(run.label, run.recipe.seed): _commands(run) for run in runs}
+    wanted = {(run.label, run.recipe.seed): run.commands for run in runs}
     records = json.loads(path.read_text()) if path.exists() else []
-    found = {(record["label"], record.get("training_seed", 0)): record for record in records}
+    found = {(record["label"], record["training_seed"]): record for record in records if "training_seed" in record}
     return {key: record for key, record in found.items() if wanted.get(key) == record["commands"]}
 
 
+_TRAINING: defaultdict[Path, Lock] = defaultdict(Lock)
+"""One training at a time in a folder."""
+
+
 def _train_and_evaluate(run: Run) -> Record:
-    recipe, results = run.recipe, run.recipe.run / f"eval-{run.seed}"
-    if not recipe.run.exists():
-        _robostack([*recipe.train_command(), "--threads", "1"])
-    elif Checkpoint.read(recipe.run).step < recipe.steps:
-        _robostack(["train", recipe.policy, "--resume", str(recipe.run)])
+    recipe, results = run.recipe, run.results
+    with _TRAINING[recipe.run]:
+        if not recipe.run.exists():
+            _robostack([*recipe.train_command(), "--threads", "1"])
+        elif Checkpoint.read(recipe.run).step < recipe.steps:
+            _robostack(["train", recipe.policy, "--resume", str(recipe.run)])
     if not results.exists():
         # One worker: the runs beside this one are the parallelism.
         flags = ["--seed", str(run.seed), "--workers", "1", "--videos", "0", "--out", str(results)]
-        _robostack([*recipe.evaluate_command(), *flags])
+        _robostack([*recipe.evaluate_command(), *run.evaluate, *flags])
     return {
         "label": run.label,
         "training_seed": recipe.seed,
-        "commands": _commands(run),
+        "commands": run.commands,
         "steps": recipe.steps,
         "training_cpu_s": read_log(recipe.run)[-1]["cpu_s"],
         "parameters": sum(parameter.numel() for parameter in Checkpoint.read(recipe.run).build().parameters()),
         **json.loads((results / "summary.json").read_text()),
     }
-
-
-def _commands(run: Run) -> list[list[str]]:
-    return [["robostack", *command] for command in run.recipe.commands()]
 
 
 def _robostack(arguments: Sequence[str]) -> None:
@@ -250,14 +296,14 @@ def _write(name: str, text: str, records: Sequence[Record], planned: int) -> Non
 def _table(records: Sequence[Record]) -> str:
     lines = [
         "| run | training seed | parameters | steps | training, CPU s | steps / CPU s | success | final "
-        "| chunk latency, ms p50 / p95 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| mean return | chunk latency, ms p50 / p95 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {r['label']} | {r['training_seed']} | {r['parameters'] / 1e6:.2f} M | {r['steps']} "
         f"| {r['training_cpu_s']:.0f} | {r['steps'] / r['training_cpu_s']:.1f} "
         f"| {_share(r['success'], r['success_interval'])} | {_share(r['final'], r['final_interval'])} "
-        f"| {r['latency_ms_p50']} / {r['latency_ms_p95']} |"
+        f"| {r['mean_return']:.0f} | {r['latency_ms_p50']} / {r['latency_ms_p95']} |"
         for r in records
     ]
     return "\n".join(lines)
@@ -274,7 +320,11 @@ def _pooled(records: Sequence[Record]) -> str:
             for key in ("success", "final"):
                 total = round(sum(record[key] * record["episodes"] for record in same))
                 shares.append(f"{key} {_share(total / count, wilson_interval(total, count))}")
-            lines.append(f"- {label}, {len(same)} training seeds: {', '.join(shares)} of {count} episodes\n")
+            returns = sum(record["mean_return"] * record["episodes"] for record in same) / count
+            lines.append(
+                f"- {label}, {len(same)} training seeds: {', '.join(shares)}, mean return {returns:.0f}, of {count} "
+                "episodes\n"
+            )
     return "".join(lines) + "\n" if lines else ""
 
 
