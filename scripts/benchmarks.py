@@ -225,8 +225,8 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
         "# A decision transformer follows the return it is asked for\n\n"
         "Transfer cube from joints and the cube's pose. 200 demonstrations of mixed quality: the expert with a smooth "
         "disturbance of its joints, of 0, 0.01, 0.02, 0.04 and 0.08 rad in turn; the largest return among them is "
-        "about 960. The policy sees one decision (K = 1: cloning conditioned on the return rather than a sequence model). 50 "
-        "evaluation seeds, three training seeds. Behaviour cloning is the same network without the return.",
+        "about 960. The policy sees one decision (K = 1: cloning conditioned on the return rather than a sequence "
+        "model). 50 evaluation seeds, three training seeds. Behaviour cloning is the same network without the return.",
     ),
     "prediction": (
         prediction_runs,
