@@ -5,10 +5,11 @@ import dataclasses
 
 import pytest
 import torch
+from observations import Cameras, interface, make_observation, rows, seeded
 from torch.distributions import Normal, kl_divergence
 
 from robostack.policies.act import Act, ActConfig, sinusoids
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Observation
 
 SMALL = ActConfig(
     chunk_len=6,
@@ -22,50 +23,15 @@ SMALL = ActConfig(
     latent=4,
 )
 PARTS = dataclasses.replace(SMALL, state_parts=(3, 2))
-Cameras = dict[str, tuple[int, int]]
 
 
 def make_policy(config: ActConfig = SMALL, cameras: Cameras | None = None, seed: int = 0) -> Act:
     torch.manual_seed(seed)
-    return Act(config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras=cameras or {}))
-
-
-def make_observation(batch: int, cameras: Cameras | None = None) -> Observation:
-    g = torch.Generator().manual_seed(1)
-    text = torch.randint(1, 9, (batch, 4), generator=g)
-    text[1::2, 2:] = 0
-    images = {
-        name: torch.randint(0, 256, (batch, 1, *size, 3), generator=g, dtype=torch.uint8)
-        for name, size in (cameras or {}).items()
-    }
-    return Observation(
-        state=torch.randn(batch, 1, 5, generator=g),
-        text=text,
-        images=images,
-        present={name: torch.ones(batch, dtype=torch.bool) for name in images},
-        seen=torch.ones(batch, 1, dtype=torch.bool),
-        past_actions=torch.zeros(batch, 0, 3),
-    )
-
-
-def rows(observation: Observation, index: slice) -> Observation:
-    return dataclasses.replace(
-        observation,
-        state=observation.state[index],
-        text=observation.text[index],
-        images={name: frames[index] for name, frames in observation.images.items()},
-        present={name: has[index] for name, has in observation.present.items()},
-        seen=observation.seen[index],
-        past_actions=observation.past_actions[index],
-    )
+    return Act(config, interface(cameras))
 
 
 def everything(batch: int) -> torch.Tensor:
     return torch.ones(batch, 6, 3, dtype=torch.bool)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("config", [SMALL, PARTS, dataclasses.replace(SMALL, order="post_norm")])

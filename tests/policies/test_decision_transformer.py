@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from observations import Cameras, interface, make_observation, seeded
 
 from robostack.policies.decision_transformer import (
     DecisionTransformer,
@@ -14,7 +15,7 @@ from robostack.policies.decision_transformer import (
     at_quantile,
     two_hot_cross_entropy,
 )
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Observation
 
 SMALL = DecisionTransformerConfig(
     context=3, chunk_len=4, execute_len=2, bins=21, width=32, depth=2, heads=2, head_dim=8, head="l1", temperature=1.0
@@ -22,41 +23,16 @@ SMALL = DecisionTransformerConfig(
 HEADS: tuple[Head, ...] = ("l1", "l2", "bins")
 
 
-def make_policy(config: DecisionTransformerConfig = SMALL, cameras: dict[str, tuple[int, int]] | None = None):
+def make_policy(config: DecisionTransformerConfig = SMALL, cameras: Cameras | None = None):
     torch.manual_seed(0)
-    return DecisionTransformer(
-        config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras=cameras or {})
-    )
-
-
-def make_observation(
-    config: DecisionTransformerConfig, batch: int, cameras: dict[str, tuple[int, int]] | None = None
-) -> Observation:
-    g, k = torch.Generator().manual_seed(1), config.context
-    images = {
-        name: torch.randint(0, 256, (batch, k, *size, 3), generator=g, dtype=torch.uint8)
-        for name, size in (cameras or {}).items()
-    }
-    return Observation(
-        state=torch.randn(batch, k, 5, generator=g),
-        text=torch.randint(1, 9, (batch, 4), generator=g),
-        images=images,
-        present={name: torch.ones(batch, dtype=torch.bool) for name in images},
-        seen=torch.ones(batch, k, dtype=torch.bool),
-        past_actions=torch.randn(batch, config.history.steps, 3, generator=g),
-        returns_to_go=torch.rand(batch, k, generator=g) if config.conditioned else None,
-    )
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return DecisionTransformer(config, interface(cameras))
 
 
 @pytest.mark.parametrize("cameras", [{}, {"top": (32, 32), "left_wrist": (24, 32)}])
 @pytest.mark.parametrize("head", HEADS)
-def test_a_sample_can_be_repeated_exactly(head: Head, cameras: dict[str, tuple[int, int]]) -> None:
+def test_a_sample_can_be_repeated_exactly(head: Head, cameras: Cameras) -> None:
     config = dataclasses.replace(SMALL, head=head)
-    policy, observation = make_policy(config, cameras), make_observation(config, 2, cameras)
+    policy, observation = make_policy(config, cameras), make_observation(2, cameras, config.history)
     one, two, other = (policy.sample(observation, seeded(seed)) for seed in (0, 0, 1))
     assert one.shape == (2, 4, 3) and torch.equal(one, two)
     assert torch.equal(one, other) == (head in ("l1", "l2"))
@@ -66,9 +42,9 @@ def test_a_sample_can_be_repeated_exactly(head: Head, cameras: dict[str, tuple[i
 
 @pytest.mark.parametrize("cameras", [{}, {"top": (32, 32)}])
 @pytest.mark.parametrize("context", [1, 3])
-def test_every_part_of_the_observation_matters(context: int, cameras: dict[str, tuple[int, int]]) -> None:
+def test_every_part_of_the_observation_matters(context: int, cameras: Cameras) -> None:
     config = dataclasses.replace(SMALL, context=context)
-    policy, observation = make_policy(config, cameras), make_observation(config, 2, cameras)
+    policy, observation = make_policy(config, cameras), make_observation(2, cameras, config.history)
     assert observation.returns_to_go is not None
     changes = {
         "state": observation.state + 1.0,
@@ -86,8 +62,8 @@ def test_every_part_of_the_observation_matters(context: int, cameras: dict[str, 
 
 
 @pytest.mark.parametrize("cameras", [{}, {"top": (32, 32)}])
-def test_a_decision_sees_nothing_that_comes_after_it(cameras: dict[str, tuple[int, int]]) -> None:
-    policy, observation = make_policy(cameras=cameras), make_observation(SMALL, 2, cameras)
+def test_a_decision_sees_nothing_that_comes_after_it(cameras: Cameras) -> None:
+    policy, observation = make_policy(cameras=cameras), make_observation(2, cameras, SMALL.history)
     before = policy.predict(observation)
     assert observation.returns_to_go is not None
     later = dataclasses.replace(
@@ -104,7 +80,7 @@ def test_a_decision_sees_nothing_that_comes_after_it(cameras: dict[str, tuple[in
 
 
 def test_what_lies_before_the_start_of_the_episode_changes_nothing() -> None:
-    policy, observation = make_policy(), make_observation(SMALL, 2)
+    policy, observation = make_policy(), make_observation(2, history=SMALL.history)
     seen = torch.tensor([[False, True, True], [False, False, True]])
     observation = dataclasses.replace(observation, seen=seen)
     assert observation.returns_to_go is not None
@@ -123,7 +99,7 @@ def test_what_lies_before_the_start_of_the_episode_changes_nothing() -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_the_loss_is_that_of_every_decision_and_of_what_counts(head: Head) -> None:
     config = dataclasses.replace(SMALL, head=head)
-    policy, observation = make_policy(config), make_observation(config, 2)
+    policy, observation = make_policy(config), make_observation(2, history=config.history)
     observation = dataclasses.replace(observation, seen=torch.tensor([[True, True, True], [False, True, True]]))
     actions, counts = torch.randn(2, 4, 3), torch.ones(2, 4, 3, dtype=torch.bool)
     counts[0, 1:] = False  # the episode ends
@@ -148,7 +124,7 @@ def test_the_loss_is_that_of_every_decision_and_of_what_counts(head: Head) -> No
 
 def test_with_one_action_at_a_time_it_is_the_papers() -> None:
     config = dataclasses.replace(SMALL, chunk_len=1, execute_len=1)
-    policy, observation = make_policy(config), make_observation(config, 2)
+    policy, observation = make_policy(config), make_observation(2, history=config.history)
     tokens, counts, blocks = policy._tokens(observation)
     assert blocks.tolist() == list(range(9))  # the task, then return, state, action, and no action after the last state
     assert tokens.shape == (2, 9, 32) and counts.all()
@@ -158,7 +134,7 @@ def test_with_one_action_at_a_time_it_is_the_papers() -> None:
 def test_without_returns_it_is_behaviour_cloning() -> None:
     config = dataclasses.replace(SMALL, conditioned=False)
     assert not config.history.returns
-    assert make_policy(config).sample(make_observation(config, 2), seeded()).shape == (2, 4, 3)
+    assert make_policy(config).sample(make_observation(2, history=config.history), seeded()).shape == (2, 4, 3)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -170,9 +146,12 @@ def test_it_does_what_earned_the_return_that_is_asked(head: Head) -> None:
 
     def asked(returns: torch.Tensor) -> Observation:
         batch = len(returns)
-        state, text = torch.randn(batch, 1, 5, generator=generator), torch.ones(batch, 4, dtype=torch.long)
-        seen, past = torch.ones(batch, 1, dtype=torch.bool), torch.zeros(batch, 0, 3)
-        return Observation(state, text, {}, {}, seen, past, returns[:, None])
+        return dataclasses.replace(
+            make_observation(batch),
+            state=torch.randn(batch, 1, 5, generator=generator),
+            text=torch.ones(batch, 4, dtype=torch.long),
+            returns_to_go=returns[:, None],
+        )
 
     for _ in range(150):
         returns = torch.randint(2, (64,), generator=generator).float()
@@ -216,7 +195,7 @@ def test_draws_from_bins_are_spread_as_the_bins_are() -> None:
 def test_a_draw_from_bins_is_shared_by_a_chunk() -> None:
     """The actions of a chunk leave the middle of their distributions together."""
     config = dataclasses.replace(SMALL, head="bins")
-    policy, observation = make_policy(config), make_observation(config, 64)
+    policy, observation = make_policy(config), make_observation(64, history=config.history)
     with torch.no_grad():
         policy.action_out.weight.zero_()
         policy.action_out.bias.zero_()  # the same distribution for every action
@@ -227,7 +206,7 @@ def test_a_draw_from_bins_is_shared_by_a_chunk() -> None:
 
 def test_hidden_actions_are_hidden_in_training_alone() -> None:
     hiding = make_policy(dataclasses.replace(SMALL, hide_actions=0.5))
-    plain, observation = make_policy(), make_observation(SMALL, 4)
+    plain, observation = make_policy(), make_observation(4, history=SMALL.history)
     other = dataclasses.replace(observation, past_actions=observation.past_actions.flip(0))
     all_hidden = torch.zeros(4, dtype=torch.bool)
     torch.testing.assert_close(hiding.predict(observation, all_hidden), hiding.predict(other, all_hidden))

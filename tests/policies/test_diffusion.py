@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from observations import Cameras, interface, make_observation, rows, seeded
 
 from robostack.core.unet import UNetConfig
+from robostack.datasets.windows import History
 from robostack.policies.diffusion import Diffusion, DiffusionConfig, DiTConfig
-from robostack.policies.protocol import Interface, Observation
 
 SMALL = DiffusionConfig(
     chunk_len=8,
@@ -20,34 +21,14 @@ DIT, UNET = dataclasses.replace(SMALL, network="dit"), dataclasses.replace(SMALL
 BOTH = pytest.mark.parametrize("config", [DIT, UNET], ids=["dit", "unet"])
 
 
-def make_policy(config: DiffusionConfig, cameras: dict[str, tuple[int, int]] | None = None) -> Diffusion:
+def make_policy(config: DiffusionConfig, cameras: Cameras | None = None) -> Diffusion:
     torch.manual_seed(0)
-    policy = Diffusion(config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras=cameras or {}))
+    policy = Diffusion(config, interface(cameras))
     with torch.no_grad():
         for parameter in policy.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.2)  # adaptive norms start at zero and would hide what passes through them
     return policy
-
-
-def make_observation(batch: int, looks: int = 1, cameras: dict[str, tuple[int, int]] | None = None) -> Observation:
-    g = torch.Generator().manual_seed(1)
-    images = {
-        name: torch.randint(0, 256, (batch, looks, *size, 3), generator=g, dtype=torch.uint8)
-        for name, size in (cameras or {}).items()
-    }
-    return Observation(
-        state=torch.randn(batch, looks, 5, generator=g),
-        text=torch.randint(1, 9, (batch, 4), generator=g),
-        images=images,
-        present={name: torch.ones(batch, dtype=torch.bool) for name in images},
-        seen=torch.ones(batch, looks, dtype=torch.bool),
-        past_actions=torch.randn(batch, looks - 1, 3, generator=g),
-    )
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @BOTH
@@ -63,7 +44,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 )
 def test_a_sample_can_be_repeated_exactly(config: DiffusionConfig, change: dict[str, Any]) -> None:
     policy = make_policy(dataclasses.replace(config, **change))
-    observation = make_observation(3, policy.config.observe_len)
+    observation = make_observation(3, history=policy.config.history)
     with torch.no_grad():
         one, two, other = (policy.sample(observation, seeded(seed)) for seed in (0, 0, 1))
     assert one.shape == (3, 8, 3) and torch.equal(one, two) and not torch.equal(one, other)
@@ -72,9 +53,9 @@ def test_a_sample_can_be_repeated_exactly(config: DiffusionConfig, change: dict[
 
 @BOTH
 @pytest.mark.parametrize("cameras", [{}, {"top": (32, 32)}])
-def test_every_part_of_the_observation_matters(config: DiffusionConfig, cameras: dict[str, tuple[int, int]]) -> None:
+def test_every_part_of_the_observation_matters(config: DiffusionConfig, cameras: Cameras) -> None:
     policy = make_policy(dataclasses.replace(config, observe_len=2), cameras)
-    observation = make_observation(2, 2, cameras)
+    observation = make_observation(2, cameras, History(2))
     first_look, last_look = observation.state.clone(), observation.state.clone()
     first_look[:, 0] += 1.0
     last_look[:, 1] += 1.0
@@ -104,7 +85,7 @@ def test_padded_actions_do_not_count(config: DiffusionConfig) -> None:
 @BOTH
 def test_past_actions_are_predicted_where_there_were_any(config: DiffusionConfig) -> None:
     config = dataclasses.replace(config, chunk_len=6, observe_len=3, predict_past=2)
-    policy, observation = make_policy(config), make_observation(3, 3)
+    policy, observation = make_policy(config), make_observation(3, history=History(3))
     observation.seen[0, 0] = False  # one look and one action of the first row lie before the start of its episode
     actions, counts = torch.randn(3, 6, 3), torch.ones(3, 6, 3, dtype=torch.bool)
     counts[1, :, 2] = False
@@ -125,7 +106,7 @@ def test_past_actions_are_predicted_where_there_were_any(config: DiffusionConfig
 def test_it_learns_two_modes_that_the_state_selects(network: str, prediction: str) -> None:
     config = dataclasses.replace(SMALL, network=network, prediction=prediction, weighting=prediction)
     torch.manual_seed(0)
-    policy = Diffusion(config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras={}))
+    policy = Diffusion(config, interface())
     optimizer = torch.optim.AdamW(policy.parameters(), 3e-3)
     generator, observation = seeded(), make_observation(64)
     shape = torch.linspace(0.5, 1.0, 8)[None, :, None]
@@ -137,7 +118,7 @@ def test_it_learns_two_modes_that_the_state_selects(network: str, prediction: st
         optimizer.step()
         optimizer.zero_grad()
     state = torch.tensor([[[1.0, 0, 0, 0, 0]], [[-1.0, 0, 0, 0, 0]]])
-    seen = dataclasses.replace(make_observation(2), state=state, text=observation.text[:2])
+    seen = dataclasses.replace(rows(observation, slice(2)), state=state)
     with torch.inference_mode():
         sampled = policy.sample(seen, generator)
     assert (sampled - torch.tensor([1.0, -1.0])[:, None, None] * shape).abs().mean() < 0.2

@@ -4,37 +4,27 @@ import dataclasses
 
 import pytest
 import torch
+from observations import Cameras, interface, make_observation, seeded
 
+from robostack.datasets.windows import History
 from robostack.policies.augment import Augmentation, augment
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder, make_image_encoder
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Observation
 from robostack.serialize import from_json, to_json
 
-CAMERAS = {"top": (24, 24), "wrist": (16, 32)}
+CAMERAS: Cameras = {"top": (24, 24), "wrist": (16, 32)}
 VIT = EncoderConfig(vision="vit", patch_width=16, patch_heads=2)
 LOOKS, WIDTH = 2, 12
 
 
-def make_encoder(config: EncoderConfig = VIT, looks: int = LOOKS, cameras=CAMERAS) -> ObservationEncoder:
+def make_encoder(config: EncoderConfig = VIT, looks: int = LOOKS, cameras: Cameras = CAMERAS) -> ObservationEncoder:
     torch.manual_seed(0)
-    interface = Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras=cameras)
-    return ObservationEncoder(config, interface, looks, WIDTH)
+    return ObservationEncoder(config, interface(cameras), looks, WIDTH)
 
 
-def observe(batch: int = 4, looks: int = LOOKS, cameras=CAMERAS) -> Observation:
-    g = torch.Generator().manual_seed(1)
-    images = {
-        name: torch.randint(0, 256, (batch, looks, *size, 3), generator=g, dtype=torch.uint8)
-        for name, size in cameras.items()
-    }
-    return Observation(
-        state=torch.randn(batch, looks, 5, generator=g),
-        text=torch.tensor([[1, 2, 3, 0], [4, 5, 6, 7]]).repeat(batch // 2, 1),
-        images=images,
-        present={name: torch.ones(batch, dtype=torch.bool) for name in images},
-        seen=torch.ones(batch, looks, dtype=torch.bool),
-        past_actions=torch.zeros(batch, looks - 1, 3),
-    )
+def observe(batch: int = 4, looks: int = LOOKS, cameras: Cameras = CAMERAS) -> Observation:
+    text = torch.tensor([[1, 2, 3, 0], [4, 5, 6, 7]]).repeat(batch // 2, 1)
+    return dataclasses.replace(make_observation(batch, cameras, History(looks)), text=text)
 
 
 def test_state_alone_at_one_look_is_two_tokens() -> None:
@@ -134,7 +124,7 @@ def test_a_shift_moves_real_pixels_into_the_crop() -> None:
     red = observation.images["top"]
     red[:] = torch.tensor([9, 0, 0], dtype=torch.uint8)
     red[:, :, :2] = red[:, :, -2:] = red[:, :, :, :2] = red[:, :, :, -2:] = 200  # what a repeated edge would be made of
-    shifted = augment(observation, Augmentation(shift=2), torch.Generator().manual_seed(0)).images["top"]
+    shifted = augment(observation, Augmentation(shift=2), seeded()).images["top"]
     assert (shifted != red).any() and (shifted[:, :, 4:20, 4:20] == red[:, :, 4:20, 4:20]).all()
 
 

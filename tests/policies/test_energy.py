@@ -5,47 +5,27 @@ import math
 
 import pytest
 import torch
+from observations import Cameras, interface, make_observation, seeded
 from torch import Tensor
 
 from robostack.policies.energy import ChunkCode, Energy, EnergyConfig, held
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Observation
 
 SMALL = EnergyConfig(
     chunk_len=6, execute_len=3, coefficients=2, width=64, depth=1, encoder_width=16, contrast_rows=4, smallest_sigma=0.1
 )
-Cameras = dict[str, tuple[int, int]]
 
 
 def make_policy(config: EnergyConfig = SMALL, cameras: Cameras | None = None) -> Energy:
     torch.manual_seed(0)
-    policy = Energy(config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras=cameras or {}))
+    policy = Energy(config, interface(cameras))
     for norm in policy.network.norms:
         torch.nn.init.normal_(norm.dense.weight, std=0.05)  # as after training: a fresh block is the identity
     return policy
 
 
-def make_observation(batch: int, cameras: Cameras | None = None) -> Observation:
-    g = seeded(1)
-    images = {
-        name: torch.randint(0, 256, (batch, 1, *size, 3), generator=g, dtype=torch.uint8)
-        for name, size in (cameras or {}).items()
-    }
-    return Observation(
-        state=torch.randn(batch, 1, 5, generator=g),
-        text=torch.randint(1, 9, (batch, 4), generator=g),
-        images=images,
-        present={name: torch.ones(batch, dtype=torch.bool) for name in images},
-        seen=torch.ones(batch, 1, dtype=torch.bool),
-        past_actions=torch.zeros(batch, 0, 3),
-    )
-
-
 def everything(batch: int) -> Tensor:
     return torch.ones(batch, 6, 3, dtype=torch.bool)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_a_code_keeps_what_is_slow_and_its_squared_length_is_the_mean_square() -> None:

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from observations import Cameras, interface, make_observation, rows, seeded
 
 from robostack.policies.encoder import EncoderConfig
 from robostack.policies.pi0 import Pi0, Pi0Config, time_embedding
-from robostack.policies.protocol import Interface, Observation
 
 SMALL = Pi0Config(
     chunk_len=6,
@@ -21,9 +21,9 @@ SMALL = Pi0Config(
 )
 
 
-def make_policy(config: Pi0Config = SMALL, cameras: dict[str, tuple[int, int]] | None = None, seed: int = 0) -> Pi0:
+def make_policy(config: Pi0Config = SMALL, cameras: Cameras | None = None, seed: int = 0) -> Pi0:
     torch.manual_seed(seed)
-    policy = Pi0(config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras=cameras or {}))
+    policy = Pi0(config, interface(cameras))
     with torch.no_grad():
         for parameter in policy.parameters():
             if not parameter.any():
@@ -31,45 +31,15 @@ def make_policy(config: Pi0Config = SMALL, cameras: dict[str, tuple[int, int]] |
     return policy
 
 
-def make_observation(batch: int, cameras: dict[str, tuple[int, int]] | None = None) -> Observation:
-    g = torch.Generator().manual_seed(1)
-    text = torch.randint(1, 9, (batch, 4), generator=g)
-    text[1::2, 2:] = 0
-    images = {
-        name: torch.randint(0, 256, (batch, *size, 3), generator=g, dtype=torch.uint8)
-        for name, size in (cameras or {}).items()
-    }
-    present = {name: torch.ones(batch, dtype=torch.bool) for name in images}
-    return observed(torch.randn(batch, 5, generator=g), text, images, present)
-
-
-def observed(state: torch.Tensor, text: torch.Tensor, images: dict | None = None, present: dict | None = None):
-    """Moments without a past, one look each."""
-    images = {name: frames[:, None] for name, frames in (images or {}).items()}
-    batch = len(state)
-    seen, past = torch.ones(batch, 1, dtype=torch.bool), torch.zeros(batch, 0, 3)
-    return Observation(state[:, None], text, images, present or {}, seen, past)
-
-
-def rows(observation: Observation, index: slice) -> Observation:
-    images = {name: frames[index, 0] for name, frames in observation.images.items()}
-    present = {name: has[index] for name, has in observation.present.items()}
-    return observed(observation.state[index, 0], observation.text[index], images, present)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.mark.parametrize("cameras", [{}, {"top": (32, 32), "left_wrist": (24, 32)}])
-def test_a_sample_can_be_repeated_exactly(cameras: dict[str, tuple[int, int]]) -> None:
+def test_a_sample_can_be_repeated_exactly(cameras: Cameras) -> None:
     policy, observation = make_policy(cameras=cameras), make_observation(3, cameras)
     one, two, other = (policy.sample(observation, seeded(seed)) for seed in (0, 0, 1))
     assert one.shape == (3, 6, 3) and torch.equal(one, two) and not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("cameras", [{}, {"top": (32, 32)}])
-def test_every_part_of_the_observation_matters(cameras: dict[str, tuple[int, int]]) -> None:
+def test_every_part_of_the_observation_matters(cameras: Cameras) -> None:
     policy, observation = make_policy(cameras=cameras), make_observation(2, cameras)
     before = policy.sample(observation, seeded())
     changes = {"state": observation.state + 1.0, "text": observation.text.flip(1)}
@@ -96,7 +66,7 @@ def test_a_camera_is_looked_at_in_its_middle_and_not_at_all_where_the_robot_has_
 
 
 @pytest.mark.parametrize("cameras", [{}, {"top": (32, 32)}])
-def test_rows_of_a_batch_do_not_touch_each_other(cameras: dict[str, tuple[int, int]]) -> None:
+def test_rows_of_a_batch_do_not_touch_each_other(cameras: Cameras) -> None:
     policy, observation = make_policy(cameras=cameras).double(), make_observation(4, cameras)
     observation = dataclasses.replace(observation, state=observation.state.double())
     x_t, t = torch.randn(4, 6, 3, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
@@ -150,20 +120,23 @@ def test_velocity_loss_weighs_the_data_error() -> None:
 def test_it_learns_two_modes_that_the_state_selects(prediction: str) -> None:
     config = dataclasses.replace(SMALL, prediction=prediction, loss=prediction)
     torch.manual_seed(0)
-    policy = Pi0(config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras={}))
+    policy = Pi0(config, interface())
     optimizer = torch.optim.AdamW(policy.parameters(), 3e-3)
-    generator, text = seeded(), torch.ones(64, 4, dtype=torch.long)
+    generator = seeded()
+    observation = dataclasses.replace(make_observation(64), text=torch.ones(64, 4, dtype=torch.long))
     for _ in range(200):
         state = torch.randn(64, 5, generator=generator)
         actions = state[:, None, :1].sign() * torch.linspace(0.5, 1.0, 6)[None, :, None].expand(64, 6, 3)
         counts = torch.ones_like(actions, dtype=torch.bool)
-        loss = policy.loss(observed(state, text), actions, counts, generator)
+        seen = dataclasses.replace(observation, state=state[:, None])
+        loss = policy.loss(seen, actions, counts, generator)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    state = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0]])
+    state = torch.tensor([[[1.0, 0, 0, 0, 0]], [[-1.0, 0, 0, 0, 0]]])
+    seen = dataclasses.replace(rows(observation, slice(2)), state=state)
     with torch.inference_mode():
-        sampled = policy.sample(observed(state, text[:2]), generator)
+        sampled = policy.sample(seen, generator)
     expected = torch.tensor([1.0, -1.0])[:, None, None] * torch.linspace(0.5, 1.0, 6)[None, :, None]
     assert (sampled - expected).abs().mean() < 0.2
 
