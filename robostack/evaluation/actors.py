@@ -14,7 +14,7 @@ import torch
 from robostack.datasets.windows import Moments
 from robostack.experts import make_expert
 from robostack.policies.checkpoint import Checkpoint
-from robostack.policies.protocol import Observation
+from robostack.policies.protocol import Observation, check_lengths
 from robostack.runtime.chunks import Blend, ChunkScheduler, newest
 
 Look = Callable[[], Mapping[str, np.ndarray]]
@@ -66,10 +66,9 @@ class PolicyActor:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.checkpoint = Checkpoint.read(path)
-        self._history, chunk_len = self.checkpoint.config.history, self.checkpoint.config.chunk_len
+        self._history = self.checkpoint.config.history
         self.execute_len = execute_len or self.checkpoint.config.execute_len
-        if not 0 < self.execute_len <= chunk_len:
-            raise ValueError(f"execute_len must lie in 1..{chunk_len} (chunk_len), got {self.execute_len}")
+        check_lengths(self.checkpoint.config.chunk_len, self.execute_len)
         self._policy: Any = self.checkpoint.load().to(device)
         self._processor, self._device = self.checkpoint.processor, torch.device(device)
         if target_return is not None and self._processor.largest_return is None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Interface, Observation, check_lengths
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ class ActConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     def __post_init__(self) -> None:
-        if not 0 < self.execute_len <= self.chunk_len:
-            raise ValueError(f"execute_len must lie in 1..chunk_len = {self.chunk_len}, got {self.execute_len}")
+        check_lengths(self.chunk_len, self.execute_len)
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of 2 heads = {2 * self.heads}, got {self.width}")
 

@@ -21,7 +21,7 @@ from robostack.core.attention import block_mask
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Interface, Observation, check_lengths
 
 Head = Literal["l1", "l2", "bins"]
 # Block ids: a token sees its own block and the earlier ones. The task comes first, then three blocks a decision.
@@ -64,8 +64,7 @@ class DecisionTransformerConfig:
     def __post_init__(self) -> None:
         if self.context < 1:
             raise ValueError(f"context must be at least 1, got {self.context}")
-        if not 0 < self.execute_len <= self.chunk_len:
-            raise ValueError(f"execute_len must lie in 1..chunk_len = {self.chunk_len}, got {self.execute_len}")
+        check_lengths(self.chunk_len, self.execute_len)
         if self.bins < 2 or self.bin_range <= 0.0:
             raise ValueError(f"bins need a number above 1 and a range above 0, got {self.bins} and {self.bin_range}")
         if not 0.0 <= self.hide_actions <= 1.0:

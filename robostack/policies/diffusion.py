@@ -24,7 +24,7 @@ from robostack.core.transformer import StreamConfig, Transformer, TransformerCon
 from robostack.core.unet import UNet, UNetConfig, step_embedding
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Interface, Observation, check_lengths
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ class DiffusionConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     def __post_init__(self) -> None:
-        if not 0 < self.execute_len <= self.chunk_len:
-            raise ValueError(f"execute_len must lie in 1..chunk_len = {self.chunk_len}, got {self.execute_len}")
+        check_lengths(self.chunk_len, self.execute_len)
         if not 0 <= self.predict_past < self.observe_len:
             raise ValueError(f"predict_past must lie in 0..observe_len − 1, got {self.predict_past}")
         what = {"unet": "2^(levels of the U-Net − 1)", "dit": "actions_per_token"}[self.network]

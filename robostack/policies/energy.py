@@ -26,7 +26,7 @@ from robostack.core import energy as core
 from robostack.core.transformer_parts import AdaptiveNorm, FeedForward
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Interface, Observation, check_lengths
 
 ChunkEnergy = Callable[[Tensor], Tensor]
 """Normalised chunks (*batch, chunk_len, action_dim) ↦ (*batch,): what is added to a policy's own energy."""
@@ -86,8 +86,7 @@ class EnergyConfig:
         return History()
 
     def __post_init__(self) -> None:
-        if not 0 < self.execute_len <= self.chunk_len:
-            raise ValueError(f"execute_len must lie in 1..chunk_len = {self.chunk_len}, got {self.execute_len}")
+        check_lengths(self.chunk_len, self.execute_len)
         if not 0 < self.coefficients <= self.chunk_len:
             raise ValueError(f"coefficients must lie in 1..chunk_len = {self.chunk_len}, got {self.coefficients}")
         if not 0 < self.smallest_sigma < self.largest_sigma:

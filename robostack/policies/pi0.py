@@ -24,7 +24,7 @@ from robostack.core.text import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, make_image_encoder
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Interface, Observation, check_lengths
 
 Prediction = Literal["velocity", "data"]
 # Block ids: a token sees its own block and the earlier ones.
@@ -64,8 +64,7 @@ class Pi0Config:
     def __post_init__(self) -> None:
         if self.chunk_len % self.actions_per_token:
             raise ValueError(f"chunk_len {self.chunk_len} is no multiple of actions_per_token {self.actions_per_token}")
-        if not 0 < self.execute_len <= self.chunk_len:
-            raise ValueError(f"execute_len must lie in 1..chunk_len = {self.chunk_len}, got {self.execute_len}")
+        check_lengths(self.chunk_len, self.execute_len)
         if self.prediction == "velocity" and self.loss == "data":
             raise ValueError("prediction 'velocity' has its loss on the velocity: set loss to 'velocity'")
 

@@ -78,6 +78,12 @@ class PolicyConfig(Protocol):
     def history(self) -> History: ...
 
 
+def check_lengths(chunk_len: int, execute_len: int) -> None:
+    """Raises ValueError unless a chunk holds the actions that are run of it."""
+    if not 0 < execute_len <= chunk_len:
+        raise ValueError(f"execute_len must lie in 1..chunk_len = {chunk_len}, got {execute_len}")
+
+
 class Policy(Protocol):
     """A module with a loss and a sampler. Actions are normalised, (batch, chunk_len, action_dim)."""
 
