@@ -32,10 +32,10 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_muon_learns(tmp_path: Path) -> None:
-    config = settings(tmp_path, steps=150, log_every=10, batch=64)
+    config = settings(tmp_path, steps=150, log_every=2, batch=64)
     train("pi0", POLICY, config)
-    log = read_log(config.out)
-    assert log[-1]["loss"] < 0.6 * log[0]["loss"]
+    losses = [line["loss"] for line in read_log(config.out)]
+    assert sum(losses[-20:]) / 20 < 0.6 * losses[0]
     stored = load_file(newest(config.out) / "optimizer.safetensors")
     of_muon = {key for key in stored if key.endswith(".momentum_buffer")}
     # Of the last prefix layer only keys and values are used: two streams × two layers × four matrices, less three.
