@@ -97,7 +97,7 @@ def main_runs(folder: Path) -> list[Run]:
 
 
 POLICY_TRAINING: Mapping[str, tuple[int, tuple[str, ...]]] = {
-    "pi0": (5000, ()),
+    "pi0": (2000, ("--optimizer", "muon")),
     "diffusion": (2000, ()),
     "act": (1500, ("--batch", "64")),
     "decision_transformer": (1500, ()),
