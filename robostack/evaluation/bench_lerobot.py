@@ -42,8 +42,11 @@ class Loading:
     def rate(self, workers: int, batch: int, batches: int) -> float:
         """Samples a second of a shuffling DataLoader. Its first batches, one a worker and at least one, during which
         workers start, are not counted."""
+        from lerobot.datasets import video_utils
         from torch.utils.data import DataLoader
 
+        # torchcodec's decoders that were opened before a fork do not work in the workers.
+        video_utils._default_decoder_cache.clear()
         # Forked, as Linux does by default; but this process was spawned, and would spawn its own too, which import
         # LeRobot anew for half a minute.
         context = "fork" if workers else None
