@@ -56,7 +56,8 @@ def test_a_step_without_a_chunk_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="no chunk reaches step 0"):
         scheduler.next()
     scheduler.put(np.zeros((2, 1)))
-    scheduler.next(), scheduler.next()
+    scheduler.next()
+    scheduler.next()
     with pytest.raises(RuntimeError, match="no chunk reaches step 2"):
         scheduler.next()
     for wrong, message in ((lambda: ChunkScheduler(0), "at least 1"), (lambda: temporal_ensemble(-1.0), "negative")):
