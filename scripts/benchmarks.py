@@ -98,8 +98,8 @@ def main_runs(folder: Path) -> list[Run]:
 
 POLICY_TRAINING: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "pi0": (2000, ("--optimizer", "muon")),
-    "diffusion": (2000, ()),
-    "act": (1500, ("--batch", "64")),
+    "diffusion": (2000, ("--optimizer", "muon")),
+    "act": (1500, ("--batch", "64", "--optimizer", "muon")),
     "decision_transformer": (1500, ()),
     "energy": (2000, ()),
 }
