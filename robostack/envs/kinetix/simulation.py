@@ -1,0 +1,171 @@
+"""A level as pure functions for jit and vmap, which the environments, the PPO expert and the evaluator share.
+
+The physics, rewards and features are the package's own; not its automatic reset, which computes a reset every step,
+nor its time limit, which it reports as an ending like any other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jax import Array
+
+from robostack.envs.kinetix import package
+from robostack.envs.kinetix.entities import entity_tokens
+from robostack.envs.kinetix.levels import MOTORS, THRUSTERS, Level
+
+CONTROL_HZ = 30  # two physics steps of 1/60 s in each
+MAX_STEPS = 256
+
+ACTION_LOW = np.array([-1.0] * MOTORS + [0.0] * THRUSTERS, np.float32)
+ACTION_HIGH = np.ones(MOTORS + THRUSTERS, np.float32)
+
+Observation = Literal["flat", "entities", "pixels"]
+OBSERVATIONS: tuple[str, ...] = get_args(Observation)
+_NEVER = 2**30  # steps until the package's own time limit
+
+State = Any
+"""A kinetix EnvState: a structure of arrays, which vmap gives a leading axis."""
+
+
+class Transition(NamedTuple):
+    """What one step gives."""
+
+    state: State
+    reward: Array  # () float32
+    terminated: Array  # () bool: goal, failure, or diverged
+    success: Array  # () bool: green touched blue, and before that green no red
+    diverged: Array  # () bool: a number in the state is nan
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One level: an episode starts in `initial()`, always the same, and goes on by `step`.
+
+    Two simulations are equal if they step and observe alike, wherever their levels start: what was compiled with one
+    serves the other, if it takes the start state as an argument.
+
+    Attributes:
+        level: start state, sizes and constants of the world.
+        observation: `flat`, `entities` or `pixels`; see `observe`.
+        action_noise: standard deviation of Gaussian noise on the actions (0.1 in arXiv 2506.07339).
+        dense_reward_scale: how much of a reward a metre is that green comes nearer to blue.
+    """
+
+    level: Level = field(compare=False)
+    observation: Observation = "flat"
+    action_noise: float = 0.0
+    dense_reward_scale: float = 1.0
+    static_params: Any = field(init=False, repr=False)
+    params: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            ValueError: an unknown observation, or noise or a scale that is negative or not finite.
+        """
+        if self.observation not in OBSERVATIONS:
+            raise ValueError(f"unknown observation {self.observation!r}: known are {', '.join(OBSERVATIONS)}")
+        for name in ("action_noise", "dense_reward_scale"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"expected {name} finite and not negative, came {getattr(self, name)}")
+        params = self.level.params.replace(max_timesteps=_NEVER, dense_reward_scale=float(self.dense_reward_scale))
+        object.__setattr__(self, "static_params", self.level.static_params)
+        object.__setattr__(self, "params", params)
+
+    def initial(self) -> State:
+        """The start state of every episode, on JAX's device."""
+        return jax.tree.map(jnp.asarray, self.level.state)
+
+    def step(self, state: State, action: Array, key: Array) -> Transition:
+        """1/30 s.
+
+        Args:
+            state: of `initial` or an earlier step; `state.timestep` counts steps.
+            action: (6,) 4 motors from −1 to 1, 2 thrusters from 0 to 1; clipped, after noise.
+            key: of this step's noise; unused without noise.
+
+        The reward is 1 where green touches blue, −1 where green touches red, plus what the distance between green and
+        blue shrank by, in metres times `dense_reward_scale`; that part is 0 in an episode's first and last step.
+        """
+        if self.action_noise:
+            action = action + self.action_noise * jax.random.normal(key, action.shape, action.dtype)
+        action = jnp.clip(action, ACTION_LOW, ACTION_HIGH)
+        _, after, reward, terminated, info = self._physics.step_env(key, state, action, self.params)
+        diverged = jax.tree.reduce(jnp.logical_or, jax.tree.map(lambda leaf: jnp.isnan(leaf).any(), after))
+        # In the types that came in, so that the next step is the same program.
+        after = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, state)
+        return Transition(after, jnp.float32(reward), terminated | diverged, info["GoalR"], diverged)
+
+    def observe(self, state: State) -> dict[str, Array]:
+        """What a policy sees, never nan.
+
+        flat: `observation.state`, (140,), (247,) or (679,) float32 in s, m or l: the package's features, in turn.
+        entities: `observation.entities`, (tokens, FEATURES) float32, in every size the same features; see `entities`.
+        pixels: `observation.images.view`, (125, 125, 3) uint8.
+        """
+        match self.observation:
+            case "flat":
+                return {"observation.state": jnp.nan_to_num(jnp.float32(self._features.get_obs(state)))}
+            case "entities":
+                return {"observation.entities": entity_tokens(self._features.get_obs(state))}
+            case "pixels":
+                return {"observation.images.view": self.picture(state)}
+
+    def picture(self, state: State) -> Array:
+        """(125, 125, 3) uint8, by the package's renderer; upright."""
+        pixels = self._render(jax.tree.map(jnp.nan_to_num, state))
+        return jnp.clip(pixels, 0, 255).astype(jnp.uint8).transpose(1, 0, 2)[::-1]  # from (x upwards, y) to rows
+
+    def observation_space(self) -> spaces.Space[Any]:
+        """Of one environment."""
+        shapes = jax.eval_shape(lambda: self.observe(self.initial()))
+
+        def space(leaf: Any) -> spaces.Box:
+            if leaf.dtype == np.uint8:
+                return spaces.Box(0, 255, leaf.shape, np.uint8)
+            return spaces.Box(-np.inf, np.inf, leaf.shape, np.float32)
+
+        return spaces.Dict({key: space(leaf) for key, leaf in shapes.items()})
+
+    @staticmethod
+    def action_space() -> spaces.Box:
+        """Of one environment: what the motors and thrusters do, not the package's −1 to 1 for all."""
+        return spaces.Box(ACTION_LOW, ACTION_HIGH, dtype=np.float32)
+
+    # Made once and when first used, which may be within jit: there too their index tables must be numbers.
+
+    @cached_property
+    def _physics(self) -> Any:
+        with jax.ensure_compile_time_eval():
+            return package.PackageEnv(
+                package.ContinuousActions(self.params, self.static_params),
+                _NothingObserved(),  # pyright: ignore[reportArgumentType] (has the one method that is called)
+                self.static_params,
+                auto_reset=False,
+            )
+
+    @cached_property
+    def _features(self) -> Any:
+        with jax.ensure_compile_time_eval():
+            if self.observation == "entities":
+                return package.EntityObservations(self.params, self.static_params, ignore_mask=True)
+            return package.SymbolicObservations(self.params, self.static_params)
+
+    @cached_property
+    def _render(self) -> Callable[[State], Array]:
+        with jax.ensure_compile_time_eval():
+            return package.make_render_pixels(self.params, self.static_params)
+
+
+class _NothingObserved:
+    """The package's step observes as well; ours observes apart."""
+
+    def get_obs(self, state: State) -> tuple[()]:
+        return ()

@@ -1,0 +1,248 @@
+"""Many environments of one level, stepped by one compiled program.
+
+Step, automatic reset and observation are one jitted function of all environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from robostack.envs.kinetix.env import KinetixEnv, checked_actions, compiled_picture, draw_key
+from robostack.envs.kinetix.levels import Level, load_level
+from robostack.envs.kinetix.package import check_not_forked
+from robostack.envs.kinetix.simulation import MAX_STEPS, Observation, Simulation, State
+
+if TYPE_CHECKING:
+    import torch
+
+
+class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
+    """`num_envs` independent environments of one level; see `KinetixEnv` for what they observe.
+
+    An episode depends on its own seed and actions alone, not on the batch it runs in. An environment that is over is
+    reset within the same step: the observation is then the first of the next episode, whose noise goes on from the
+    seed, and `info["final_obs"]` and `info["final_info"]` hold the last of the old one, as Gymnasium lays them out.
+    `stage`, `success` and `diverged` are of the step just made in `info` itself, too.
+    Arrays that come back are read-only views of JAX's.
+    """
+
+    metadata = {**KinetixEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    highest_stage: int = 1
+
+    def __init__(
+        self,
+        num_envs: int,
+        level: str | Level,
+        max_episode_steps: int = MAX_STEPS,
+        observation: Observation = "flat",
+        action_noise: float = 0.0,
+        dense_reward_scale: float = 1.0,
+        render_mode: str | None = None,
+    ) -> None:
+        """Loads the level; the first step compiles, for this `num_envs`.
+
+        Args:
+            num_envs: how many.
+            level: and `observation`, `action_noise`, `dense_reward_scale`, `render_mode`: as for `KinetixEnv`.
+            max_episode_steps: after so many steps an episode is truncated.
+        """
+        if num_envs < 1:
+            raise ValueError(f"expected at least one environment, came num_envs={num_envs}")
+        if max_episode_steps < 1:
+            raise ValueError(f"expected at least one step an episode, came max_episode_steps={max_episode_steps}")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"expected render_mode None or 'rgb_array', came {render_mode!r}")
+        super().__init__()
+        level = load_level(level) if isinstance(level, str) else level
+        self.num_envs = num_envs
+        self.simulation = Simulation(level, observation, action_noise, dense_reward_scale)
+        self.task: str = level.task
+        self.robot = "kinetix"
+        self.render_mode = render_mode
+        self.single_observation_space = self.simulation.observation_space()
+        self.single_action_space = self.simulation.action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._start = self.simulation.initial()
+        self._programs = _compiled(self.simulation, max_episode_steps)
+        self.states: State = None  # of all environments; None before the first reset
+        self._generators = [np.random.default_rng() for _ in range(num_envs)]
+        self._keys = np.zeros((num_envs, 2), np.uint32)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Starts episodes.
+
+        Args:
+            seed: one for every environment (None: its noise goes on where it is), or a number s for s, s + 1, …
+            options: may hold `reset_mask`, (num_envs,) bool: which to reset; the others keep their episodes.
+        """
+        check_not_forked()
+        options = dict(options or {})
+        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        if options:
+            raise ValueError(f"unknown reset options {sorted(options)}: known is reset_mask")
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise ValueError(f"expected a reset_mask of {self.num_envs} bools, came {mask.dtype} {mask.shape}")
+        if self.states is None and not mask.all():
+            raise ValueError("expected a first reset of all environments, came a reset_mask that leaves some out")
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or [None] * self.num_envs
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"expected {self.num_envs} seeds, came {len(seeds)}")
+        for i in np.flatnonzero(mask):
+            if seeds[i] is not None:
+                self._generators[i] = np.random.default_rng(seeds[i])
+            self._keys[i] = draw_key(self._generators[i])
+        states = self._start_states() if self.states is None else self.states
+        self.states, observation = self._programs.reset(self._start, states, mask)
+        return _views(observation), {"task": [self.task] * self.num_envs}
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Advances every environment by 1/30 s; `actions` is (num_envs, 6).
+
+        Raises:
+            ValueError: an action has another shape or is not finite.
+            RuntimeError: there was no reset yet.
+        """
+        actions = checked_actions(actions, (self.num_envs, 6))
+        done = self._advance(actions)
+        info = {
+            "task": [self.task] * self.num_envs,
+            "stage": np.asarray(done.success, dtype=np.int64),
+            "success": np.asarray(done.success),
+            "diverged": np.asarray(done.diverged),
+        }
+        over = np.asarray(done.over)
+        if over.any():
+            final = _views(done.final_observation)
+            last = np.full(self.num_envs, None, dtype=object)
+            for i in np.flatnonzero(over):
+                last[i] = {key: value[i] for key, value in final.items()}
+            masked = {key: np.where(over, value, 0).astype(value.dtype) for key, value in info.items() if key != "task"}
+            tasks = np.array([self.task if ended else None for ended in over], dtype=object)
+            info |= {
+                "final_obs": last,
+                "_final_obs": over,
+                "final_info": {"task": tasks, "_task": over, **masked, **{f"_{key}": over for key in masked}},
+                "_final_info": over,
+            }
+        return (
+            _views(done.observation),
+            np.asarray(done.reward),
+            np.asarray(done.terminated),
+            np.asarray(done.truncated),
+            info,
+        )
+
+    def step_torch(
+        self, actions: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`step` without copies: observation, reward, terminated, truncated and success as tensors on the CPU.
+
+        They are JAX's own memory, which JAX believes never changes: do not write into them.
+        """
+        import torch
+
+        if actions.shape != (self.num_envs, 6) or actions.device.type != "cpu":
+            expected = (self.num_envs, 6)
+            raise ValueError(f"expected actions of shape {expected} on the CPU, came {tuple(actions.shape)}")
+        actions = actions.detach().to(torch.float32).contiguous()
+        done = self._advance(checked_actions(actions.numpy(), (self.num_envs, 6)))
+        observation = {key: torch.from_dlpack(value) for key, value in done.observation.items()}
+        rest = (done.reward, done.terminated, done.truncated, done.success)
+        reward, terminated, truncated, success = (torch.from_dlpack(value) for value in rest)
+        return observation, reward, terminated, truncated, success
+
+    def render(self) -> tuple[np.ndarray | None, ...]:
+        """One picture an environment: (125, 125, 3) uint8."""
+        if self.render_mode is None or self.states is None:
+            return (None,) * self.num_envs
+        check_not_forked()
+        picture = compiled_picture(self.simulation)
+        states = (jax.tree.map(lambda leaf, i=i: leaf[i], self.states) for i in range(self.num_envs))
+        return tuple(np.array(picture(state)) for state in states)
+
+    def _start_states(self) -> State:
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.num_envs, *leaf.shape)), self._start)
+
+    def _advance(self, actions: np.ndarray) -> _Done:
+        check_not_forked()
+        if self.states is None:
+            raise RuntimeError("there was no reset yet: reset the environments first")
+        self.states, done = self._programs.step(self._start, self.states, self._keys, actions)
+        done = jax.block_until_ready(done)
+        over = np.flatnonzero(np.asarray(done.over))
+        if len(over):  # as KinetixEnv does when it is reset without a seed
+            for i in over:
+                self._keys[i] = draw_key(self._generators[i])
+        return done
+
+
+class _Done(NamedTuple):
+    """What a step gives, each with a leading axis of environments."""
+
+    observation: dict[str, jax.Array]  # after the reset of what is over
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    success: jax.Array
+    diverged: jax.Array
+    over: jax.Array
+    final_observation: dict[str, jax.Array]  # before it
+
+
+class _Programs(NamedTuple):
+    reset: Any
+    step: Any
+
+
+@cache
+def _compiled(simulation: Simulation, max_episode_steps: int) -> _Programs:
+    """The level's start is an argument, so that all levels of one size share the compiled programs."""
+
+    def reset(start: State, states: State, mask: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        states = _where(mask, start, states)
+        return states, jax.vmap(simulation.observe)(states)
+
+    def step(start: State, states: State, keys: jax.Array, actions: jax.Array) -> tuple[State, _Done]:
+        step_keys = jax.vmap(jax.random.fold_in)(keys, states.timestep)
+        after = jax.vmap(simulation.step)(states, actions, step_keys)
+        truncated = after.state.timestep >= max_episode_steps
+        over = after.terminated | truncated
+        final = jax.vmap(simulation.observe)(after.state)
+        first = simulation.observe(start)
+        done = _Done(
+            observation=_where(over, first, final),
+            reward=after.reward,
+            terminated=after.terminated,
+            truncated=truncated,
+            success=after.success,
+            diverged=after.diverged,
+            over=over,
+            final_observation=final,
+        )
+        return _where(over, start, after.state), done
+
+    return _Programs(jax.jit(reset), jax.jit(step))
+
+
+def _where(mask: jax.Array, one: Any, many: Any) -> Any:
+    """`one` in the rows where `mask` is true, elsewhere the rows of `many`."""
+    return jax.tree.map(
+        lambda single, rows: jnp.where(mask.reshape(-1, *[1] * (rows.ndim - 1)), single, rows), one, many
+    )
+
+
+def _views(observation: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    return {key: np.asarray(value) for key, value in observation.items()}
