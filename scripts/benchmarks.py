@@ -101,7 +101,7 @@ POLICY_TRAINING: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "diffusion": (2000, ("--optimizer", "muon")),
     "act": (1500, ("--batch", "64", "--optimizer", "muon")),
     "decision_transformer": (1500, ()),
-    "energy": (2000, ()),
+    "energy": (2000, ("--optimizer", "muon")),
 }
 """Training steps of each policy from state, and flags; everything else is its defaults."""
 

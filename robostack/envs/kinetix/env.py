@@ -64,8 +64,10 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Starts an episode; without a seed, `np_random` goes on where it is."""
+        """Starts an episode; without a seed, `np_random` goes on where it is. There are no options."""
         check_not_forked()
+        if options:
+            raise ValueError(f"unknown reset options {sorted(options)}: a level has none")
         super().reset(seed=seed)
         self._key = draw_key(self.np_random)
         self.state = self.simulation.initial()
@@ -85,11 +87,11 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         return _numpy(observation), float(transition.reward), bool(transition.terminated), False, info
 
     def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride] (no frame lists)
-        """(125, 125, 3) uint8 of the current state, or None without a render mode; the first one compiles."""
+        """For people: (500, 500, 3) uint8, or None without a render mode. The first one compiles, in some 3 s."""
         if self.render_mode is None:
             return None
         check_not_forked()
-        return np.array(compiled_picture(self.simulation)(self.state))
+        return np.array(_picture(self.simulation)(self.state))
 
     def _info(self, success: bool, diverged: bool) -> dict[str, Any]:
         return {"task": self.task, "stage": int(success), "success": success, "diverged": diverged}
@@ -118,10 +120,12 @@ def draw_key(generator: np.random.Generator) -> np.ndarray:
     return generator.integers(0, 2**32, 2, dtype=np.uint32)
 
 
+# One compiled program serves all equal simulations.
+
+
 @cache
-def compiled_picture(simulation: Simulation) -> Any:
-    """`Simulation.picture`; as below, one program serves all equal simulations."""
-    return jax.jit(simulation.picture)
+def _picture(simulation: Simulation) -> Any:
+    return jax.jit(lambda state: simulation.picture(state, 500))
 
 
 @cache

@@ -92,7 +92,7 @@ class Simulation:
             key: of this step's noise; unused without noise.
 
         The reward is 1 where green touches blue, −1 where green touches red, plus what the distance between green and
-        blue shrank by, in metres times `dense_reward_scale`; that part is 0 in an episode's first and last step.
+        blue shrank by, in metres times `dense_reward_scale`; that part is 0 in an episode's first step.
         """
         if self.action_noise:
             action = action + self.action_noise * jax.random.normal(key, action.shape, action.dtype)
@@ -118,10 +118,10 @@ class Simulation:
             case "pixels":
                 return {"observation.images.view": self.picture(state)}
 
-    def picture(self, state: State) -> Array:
-        """(125, 125, 3) uint8, by the package's renderer; upright."""
-        pixels = self._render(jax.tree.map(jnp.nan_to_num, state))
-        return jnp.clip(pixels, 0, 255).astype(jnp.uint8).transpose(1, 0, 2)[::-1]  # from (x upwards, y) to rows
+    def picture(self, state: State, size: Literal[125, 250, 500] = 125) -> Array:
+        """(size, size, 3) uint8, upright, by the package's renderer; 125 has no outlines."""
+        pixels = self._renderers[size](jax.tree.map(jnp.nan_to_num, state))
+        return jnp.clip(pixels, 0, 255).astype(jnp.uint8).transpose(1, 0, 2)[::-1]  # from (x, y upwards) to rows
 
     def observation_space(self) -> spaces.Space[Any]:
         """Of one environment."""
@@ -159,9 +159,14 @@ class Simulation:
             return package.SymbolicObservations(self.params, self.static_params)
 
     @cached_property
-    def _render(self) -> Callable[[State], Array]:
+    def _renderers(self) -> dict[int, Callable[[State], Array]]:
         with jax.ensure_compile_time_eval():
-            return package.make_render_pixels(self.params, self.static_params)
+            return {
+                500 // downscale: package.make_render_pixels(
+                    self.params, self.static_params.replace(downscale=downscale)
+                )
+                for downscale in (4, 2, 1)
+            }
 
 
 class _NothingObserved:

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from robostack.envs.kinetix.env import KinetixEnv, checked_actions, compiled_picture, draw_key
+from robostack.envs.kinetix.env import KinetixEnv, checked_actions, draw_key
 from robostack.envs.kinetix.levels import Level, load_level
 from robostack.envs.kinetix.package import check_not_forked
 from robostack.envs.kinetix.simulation import MAX_STEPS, Observation, Simulation, State
@@ -95,7 +95,11 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
             raise ValueError(f"expected a reset_mask of {self.num_envs} bools, came {mask.dtype} {mask.shape}")
         if self.states is None and not mask.all():
             raise ValueError("expected a first reset of all environments, came a reset_mask that leaves some out")
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or [None] * self.num_envs
+        seeds = (
+            [seed + i for i in range(self.num_envs)]
+            if isinstance(seed, int | np.integer)
+            else seed or [None] * self.num_envs
+        )
         if len(seeds) != self.num_envs:
             raise ValueError(f"expected {self.num_envs} seeds, came {len(seeds)}")
         for i in np.flatnonzero(mask):
@@ -165,13 +169,11 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         return observation, reward, terminated, truncated, success
 
     def render(self) -> tuple[np.ndarray | None, ...]:
-        """One picture an environment: (125, 125, 3) uint8."""
+        """One picture an environment: (500, 500, 3) uint8. The first one compiles, in some 3 s."""
         if self.render_mode is None or self.states is None:
             return (None,) * self.num_envs
         check_not_forked()
-        picture = compiled_picture(self.simulation)
-        states = (jax.tree.map(lambda leaf, i=i: leaf[i], self.states) for i in range(self.num_envs))
-        return tuple(np.array(picture(state)) for state in states)
+        return tuple(np.asarray(self._programs.picture(self.states, i)) for i in range(self.num_envs))
 
     def _start_states(self) -> State:
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.num_envs, *leaf.shape)), self._start)
@@ -205,6 +207,7 @@ class _Done(NamedTuple):
 class _Programs(NamedTuple):
     reset: Any
     step: Any
+    picture: Any
 
 
 @cache
@@ -234,7 +237,10 @@ def _compiled(simulation: Simulation, max_episode_steps: int) -> _Programs:
         )
         return _where(over, start, after.state), done
 
-    return _Programs(jax.jit(reset), jax.jit(step))
+    def picture(states: State, i: jax.Array) -> jax.Array:
+        return simulation.picture(jax.tree.map(lambda leaf: leaf[i], states), 500)
+
+    return _Programs(jax.jit(reset), jax.jit(step), jax.jit(picture))
 
 
 def _where(mask: jax.Array, one: Any, many: Any) -> Any:
