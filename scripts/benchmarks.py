@@ -27,7 +27,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from robostack.evaluation.intervals import wilson_interval
+from robostack.intervals import wilson_interval
 from robostack.policies.checkpoint import Checkpoint
 from robostack.recipes import Recipe, aloha_insertion, aloha_transfer_cube, aloha_transfer_cube_pixels
 from robostack.training.log import read_log

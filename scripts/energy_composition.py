@@ -26,8 +26,8 @@ from torch import Tensor
 from robostack import envs
 from robostack.evaluation.actors import Look, PolicyActor
 from robostack.evaluation.composition import Below, Cost, Fingertips, Sphere, composed_actor, keep_out, limits
-from robostack.evaluation.intervals import wilson_interval
 from robostack.evaluation.rollout import run_episode
+from robostack.intervals import wilson_interval
 
 ENV = "aloha-transfer-cube"
 LEFT = Fingertips(("left",))

@@ -14,10 +14,10 @@ import numpy as np
 
 from robostack import envs
 from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor
-from robostack.evaluation.intervals import wilson_interval
 from robostack.evaluation.report import write_report
 from robostack.evaluation.rollout import SUCCESS_STAGE, Episode, run_episodes
 from robostack.extras import require_extra
+from robostack.intervals import wilson_interval
 from robostack.policies.checkpoint import Checkpoint
 from robostack.provenance import describe_run
 from robostack.runtime.chunks import newest, temporal_ensemble

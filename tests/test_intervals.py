@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robostack.evaluation.intervals import wilson_interval
+from robostack.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(
