@@ -9,7 +9,7 @@ import numpy as np
 
 from robostack.envs.kinetix.levels import Level, load_level
 from robostack.envs.kinetix.package import check_not_forked
-from robostack.envs.kinetix.simulation import CONTROL_HZ, Observation, Simulation, State
+from robostack.envs.kinetix.simulation import CONTROL_HZ, Simulation, State
 
 
 class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
@@ -31,7 +31,7 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     def __init__(
         self,
         level: str | Level,
-        observation: Observation = "flat",
+        observation: str = "flat",
         action_noise: float = 0.0,
         dense_reward_scale: float = 1.0,
         render_mode: str | None = None,
@@ -91,7 +91,7 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         if self.render_mode is None:
             return None
         check_not_forked()
-        return np.array(_picture(self.simulation)(self.state))
+        return np.array(compiled_picture(self.simulation)(self.state))
 
     def _info(self, success: bool, diverged: bool) -> dict[str, Any]:
         return {"task": self.task, "stage": int(success), "success": success, "diverged": diverged}
@@ -124,7 +124,8 @@ def draw_key(generator: np.random.Generator) -> np.ndarray:
 
 
 @cache
-def _picture(simulation: Simulation) -> Any:
+def compiled_picture(simulation: Simulation) -> Any:
+    """A jitted function of one state: (500, 500, 3) uint8."""
     return jax.jit(lambda state: simulation.picture(state, 500))
 
 

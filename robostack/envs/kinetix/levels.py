@@ -90,7 +90,7 @@ def load_level(name: str) -> Level:
 def random_level(size: str, seed: int) -> Level:
     """A level from the package's own generator: the same seed gives the same level. Nobody knows if it can be solved.
 
-    The first of a size takes as long as compiling does: some 20 s, or 3 s from the compile cache.
+    The first of a size takes as long as compiling does: some 25 s, or 12 s from the compile cache.
 
     Raises:
         ValueError: an unknown size.
@@ -101,10 +101,9 @@ def random_level(size: str, seed: int) -> Level:
         raise ValueError(f"unknown size {size!r} of a random level: known are {', '.join(RANDOM_WORLDS)}")
     sizes: Any = RANDOM_WORLDS[size]
     static_params = package.StaticEnvParams(frame_skip=2, **sizes)
-    params = package.EnvParams()
-    drawn = package.draw_start(seed, params, static_params)
+    drawn = package.draw_start(seed, static_params)
     state = package.jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), drawn, _empty_state(static_params))
-    return Level(f"random/{size}/{seed}", state, static_params, params)
+    return Level(f"random/{size}/{seed}", state, static_params, package.EnvParams())
 
 
 @cache

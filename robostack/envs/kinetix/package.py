@@ -13,8 +13,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -115,11 +116,16 @@ def check_not_forked() -> None:
         raise RuntimeError("this process was forked after JAX had started, and would hang: use spawn or forkserver")
 
 
-def draw_start(seed: int, params: EnvParams, static_params: StaticEnvParams) -> EnvState:
+def draw_start(seed: int, static_params: StaticEnvParams) -> EnvState:
     """A start state from the package's generator of random levels."""
+    return _generator(static_params)(jax.random.PRNGKey(seed))
+
+
+@cache
+def _generator(static_params: StaticEnvParams) -> Callable[[jax.Array], EnvState]:
     with _past_init_files():
         from kinetix.environment.ued.distributions import sample_kinetix_level
         from kinetix.environment.ued.ued_state import UEDParams
 
-    key = jax.random.PRNGKey(seed)
-    return sample_kinetix_level(key, PhysicsEngine(static_params), params, static_params, UEDParams())
+    engine = PhysicsEngine(static_params)  # one for all levels: with another, the generator would be traced once more
+    return lambda key: sample_kinetix_level(key, engine, EnvParams(), static_params, UEDParams())

@@ -7,7 +7,7 @@ nor its time limit, which it reports as an ending like any other.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,7 @@ MAX_STEPS = 256
 ACTION_LOW = np.array([-1.0] * MOTORS + [0.0] * THRUSTERS, np.float32)
 ACTION_HIGH = np.ones(MOTORS + THRUSTERS, np.float32)
 
-Observation = Literal["flat", "entities", "pixels"]
-OBSERVATIONS: tuple[str, ...] = get_args(Observation)
+OBSERVATIONS = ("flat", "entities", "pixels")
 _NEVER = 2**30  # steps until the package's own time limit
 
 State = Any
@@ -58,7 +57,7 @@ class Simulation:
     """
 
     level: Level = field(compare=False)
-    observation: Observation = "flat"
+    observation: str = "flat"
     action_noise: float = 0.0
     dense_reward_scale: float = 1.0
     static_params: Any = field(init=False, repr=False)
@@ -94,14 +93,18 @@ class Simulation:
         The reward is 1 where green touches blue, −1 where green touches red, plus what the distance between green and
         blue shrank by, in metres times `dense_reward_scale`; that part is 0 in an episode's first step.
         """
-        if self.action_noise:
-            action = action + self.action_noise * jax.random.normal(key, action.shape, action.dtype)
-        action = jnp.clip(action, ACTION_LOW, ACTION_HIGH)
+        action = self.applied(action, key)
         _, after, reward, terminated, info = self._physics.step_env(key, state, action, self.params)
         diverged = jax.tree.reduce(jnp.logical_or, jax.tree.map(lambda leaf: jnp.isnan(leaf).any(), after))
         # In the types that came in, so that the next step is the same program.
         after = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, state)
         return Transition(after, jnp.float32(reward), terminated | diverged, info["GoalR"], diverged)
+
+    def applied(self, action: Array, key: Array) -> Array:
+        """(6,) what motors and thrusters get: the action with its noise, then within bounds."""
+        if self.action_noise:
+            action = action + self.action_noise * jax.random.normal(key, action.shape, action.dtype)
+        return jnp.clip(action, ACTION_LOW, ACTION_HIGH)
 
     def observe(self, state: State) -> dict[str, Array]:
         """What a policy sees, never nan.
@@ -110,13 +113,12 @@ class Simulation:
         entities: `observation.entities`, (tokens, FEATURES) float32, in every size the same features; see `entities`.
         pixels: `observation.images.view`, (125, 125, 3) uint8.
         """
-        match self.observation:
-            case "flat":
-                return {"observation.state": jnp.nan_to_num(jnp.float32(self._features.get_obs(state)))}
-            case "entities":
-                return {"observation.entities": entity_tokens(self._features.get_obs(state))}
-            case "pixels":
-                return {"observation.images.view": self.picture(state)}
+        if self.observation == "pixels":
+            return {"observation.images.view": self.picture(state)}
+        seen = self._features.get_obs(state)
+        if self.observation == "entities":
+            return {"observation.entities": entity_tokens(seen)}
+        return {"observation.state": jnp.nan_to_num(jnp.float32(seen))}
 
     def picture(self, state: State, size: Literal[125, 250, 500] = 125) -> Array:
         """(size, size, 3) uint8, upright, by the package's renderer; 125 has no outlines."""

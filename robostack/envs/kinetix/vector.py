@@ -15,10 +15,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from robostack.envs.kinetix.env import KinetixEnv, checked_actions, draw_key
+from robostack.envs.kinetix.env import KinetixEnv, checked_actions, compiled_picture, draw_key
 from robostack.envs.kinetix.levels import Level, load_level
 from robostack.envs.kinetix.package import check_not_forked
-from robostack.envs.kinetix.simulation import MAX_STEPS, Observation, Simulation, State
+from robostack.envs.kinetix.simulation import MAX_STEPS, Simulation, State
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         num_envs: int,
         level: str | Level,
         max_episode_steps: int = MAX_STEPS,
-        observation: Observation = "flat",
+        observation: str = "flat",
         action_noise: float = 0.0,
         dense_reward_scale: float = 1.0,
         render_mode: str | None = None,
@@ -173,7 +173,8 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         if self.render_mode is None or self.states is None:
             return (None,) * self.num_envs
         check_not_forked()
-        return tuple(np.asarray(self._programs.picture(self.states, i)) for i in range(self.num_envs))
+        picture, states = compiled_picture(self.simulation), jax.tree.map(np.asarray, self.states)
+        return tuple(np.array(picture(jax.tree.map(lambda leaf, i=i: leaf[i], states))) for i in range(self.num_envs))
 
     def _start_states(self) -> State:
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.num_envs, *leaf.shape)), self._start)
@@ -207,7 +208,6 @@ class _Done(NamedTuple):
 class _Programs(NamedTuple):
     reset: Any
     step: Any
-    picture: Any
 
 
 @cache
@@ -237,10 +237,7 @@ def _compiled(simulation: Simulation, max_episode_steps: int) -> _Programs:
         )
         return _where(over, start, after.state), done
 
-    def picture(states: State, i: jax.Array) -> jax.Array:
-        return simulation.picture(jax.tree.map(lambda leaf: leaf[i], states), 500)
-
-    return _Programs(jax.jit(reset), jax.jit(step), jax.jit(picture))
+    return _Programs(jax.jit(reset), jax.jit(step))
 
 
 def _where(mask: jax.Array, one: Any, many: Any) -> Any:
