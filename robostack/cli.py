@@ -336,11 +336,14 @@ def _print_evaluation(summary: Mapping[str, Any]) -> None:
         title=f"{summary['policy']} in {summary['env']}: {summary['episodes']} episodes",
         title_justify="left",
     )
-    table.add_row("success (stage 4 at any step)", share("success"))
-    table.add_row("final (stage 4 at the last step)", share("final"))
+    highest = max(summary["stages"], key=int)
+    table.add_row(f"success (stage {highest} at any step)", share("success"))
+    table.add_row(f"final (stage {highest} at the last step)", share("final"))
     table.add_row("highest stage reached", "  ".join(f"{s}: {n}" for s, n in summary["stages"].items()))
     table.add_row("mean return", f"{summary['mean_return']:.1f}")
-    table.add_row("chunk latency", f"{summary['latency_ms_p50']} ms median, {summary['latency_ms_p95']} ms p95")
+    together = f", {summary['together']} episodes together" if summary["together"] > 1 else ""
+    latency = f"{summary['latency_ms_p50']} ms median, {summary['latency_ms_p95']} ms p95{together}"
+    table.add_row("chunk latency", latency)
     console.print(table)
 
 

@@ -122,8 +122,9 @@ def policy_runs(folder: Path) -> list[Run]:
 def pixel_runs(folder: Path) -> list[Run]:
     """Cameras and joint positions: the zoomed view, gym_aloha's own top camera cropped to it, and the other task."""
     recipe = replace(aloha_transfer_cube_pixels(folder), demonstrations=100, cameras=("top_zoom:64x64", "top:136x136"))
+    muon = replace(recipe, steps=2000, train=(*recipe.train, "--optimizer", "muon"))
     zoom = [
-        Run(f"{policy}, transfer cube, top_zoom 64×64", replace(recipe, policy=policy, eyes=("top_zoom",)))
+        Run(f"{policy}, transfer cube, top_zoom 64×64", replace(muon, policy=policy, eyes=("top_zoom",)))
         for policy in ("pi0", "diffusion", "act")
     ]
     crop = (*recipe.train, "--policy.encoder.crop", "64", "64")
@@ -134,7 +135,7 @@ def pixel_runs(folder: Path) -> list[Run]:
         )
         for policy in ("pi0",)
     ]
-    insertion = replace(recipe, env="aloha-insertion", data=folder / "insertion", cameras=("top_zoom:64x64",))
+    insertion = replace(muon, env="aloha-insertion", data=folder / "insertion", cameras=("top_zoom:64x64",))
     runs = [*zoom, *top, Run("pi0, insertion, top_zoom 64×64", insertion)]
     return [replace(run, recipe=replace(run.recipe, run=folder / str(i))) for i, run in enumerate(runs)]
 

@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
-from robostack import envs
 from robostack.evaluation.actors import Look, PolicyActor
 from robostack.evaluation.composition import Below, Cost, Fingertips, Sphere, composed_actor, keep_out, limits
-from robostack.evaluation.rollout import run_episode
+from robostack.evaluation.rollout import Worlds, make_worlds, run_together
 from robostack.intervals import wilson_interval
 
 ENV = "aloha-transfer-cube"
@@ -66,18 +64,17 @@ class Watched:
 
     def __init__(self, actor: PolicyActor, excess: Callable[[Tensor], Tensor]) -> None:
         self._actor, self._excess = actor, excess
-        self.cameras: Mapping[str, tuple[int, int]] = actor.cameras
         self.latencies_ms: list[float] = []
         self.seen: list[float] = []
 
-    def begin(self, env: gym.Env, seed: int) -> None:
-        self._actor.begin(env, seed)
+    def begin(self, worlds: Worlds, seeds: Sequence[int]) -> None:
+        self._actor.begin(worlds, seeds)
         self.latencies_ms, self.seen = self._actor.latencies_ms, []
 
-    def act(self, look: Look, reward: float) -> np.ndarray:
-        state = torch.from_numpy(look()["observation.state"])
+    def act(self, look: Look, rewards: np.ndarray) -> np.ndarray:
+        state = torch.from_numpy(look({"observation.state": (14,)})["observation.state"][0])
         self.seen.append(float(self._excess(state).max()))
-        return self._actor.act(look, reward)
+        return self._actor.act(look, rewards)
 
 
 def main() -> None:
@@ -104,10 +101,10 @@ def study(run: Path, name: str, added: bool, seeds: range) -> dict[str, object]:
     """The episodes of `seeds` with the constraint named, watched or also added, summed up."""
     constraint = CONSTRAINTS[name]
     acting = composed_actor(run, "aloha", constraint.cost) if added else PolicyActor(run)
-    env, actor = envs.make(ENV), Watched(acting, constraint.excess)
+    worlds, actor = make_worlds(ENV), Watched(acting, constraint.excess)
     done, depths, inside, latencies = [], [], [], []
     for seed in seeds:
-        episode = run_episode(env, actor, seed)
+        (episode,) = run_together(worlds, actor, [seed])
         done.append((episode.success, episode.final))
         depths.append(max(actor.seen))
         inside.append(sum(depth > 0 for depth in actor.seen))

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import VectorEnv
 
 from robostack.envs.kinetix.levels import level_names
@@ -83,6 +84,13 @@ def make_vector(name: str, count: int, **kwargs: Any) -> VectorEnv:
     """`count` environments stepped together; `kwargs` go to the vector environment. Raises as `resolve`."""
     gym_id, kwargs = resolve(name), _level_of(name) | kwargs
     return gym.make_vec(gym_id, num_envs=count, vectorization_mode="vector_entry_point", **kwargs)
+
+
+def vector_class(name: str) -> type[Any]:
+    """The class of `make_vector`'s environments. Raises as `resolve`."""
+    entry_point = gym.spec(resolve(name)).vector_entry_point
+    assert isinstance(entry_point, str)
+    return load_env_creator(entry_point)  # pyright: ignore[reportReturnType] (a class)
 
 
 def _level_of(name: str) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""Who acts in an episode: a trained policy that looks again after every chunk, or an expert that plans once."""
+"""Who acts in episodes: a trained policy that looks again after every chunk, or an expert that plans once."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import gymnasium as gym
 import numpy as np
 import torch
 
@@ -17,8 +16,10 @@ from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.protocol import Observation, check_lengths
 from robostack.runtime.chunks import Blend, ChunkScheduler, newest
 
-Look = Callable[[], Mapping[str, np.ndarray]]
-"""Gives the observation of this control step; cameras are rendered only when it is called."""
+Shapes = Mapping[str, tuple[int, ...]]
+Look = Callable[[Shapes], Mapping[str, np.ndarray]]
+"""Gives those of the observations wanted, key to shape of a row, that there are at this control step, with a row an
+episode. Cameras are rendered only when it is called."""
 
 Sampler = Callable[[Any, Observation, torch.Generator], torch.Tensor]
 """(policy, observation, generator) ↦ normalised chunks (batch, chunk_len, action_dim)."""
@@ -31,28 +32,26 @@ def plain(policy: Any, observation: Observation, generator: torch.Generator) -> 
 
 @runtime_checkable
 class Actor(Protocol):
-    """Acts in one episode at a time."""
+    """Acts in episodes that run in step, one a row."""
 
-    cameras: Mapping[str, tuple[int, int]]
-    """The cameras it looks through: name to (height, width)."""
     latencies_ms: list[float]
-    """Of this episode: the wall time of each chunk or plan."""
+    """Of these episodes: the wall time of each chunk or plan, of all rows together."""
 
-    def begin(self, env: gym.Env, seed: int) -> None:
-        """Called after the environment was reset with `seed`, which also fixes the actor's own randomness."""
+    def begin(self, worlds: Any, seeds: Sequence[int]) -> None:
+        """Called after the `Worlds` of `rollout` were reset with `seeds`, which fix the actor's own randomness too."""
         ...
 
-    def act(self, look: Look, reward: float) -> np.ndarray:
-        """The action (action_dim,) of this control step, in the environment's units. `reward` is that of the last
-        step, 0 at the first."""
+    def act(self, look: Look, rewards: np.ndarray) -> np.ndarray:
+        """Actions (rows, action_dim) of this control step, in the environment's units. `rewards` (rows,) are those of
+        the last step, 0 at the first."""
         ...
 
 
 class PolicyActor:
-    """A policy from a checkpoint on the CPU or a GPU, one episode at a time.
+    """A policy from a checkpoint on the CPU or a GPU.
 
-    Batches of one: torch sums in another order for another batch size, contacts amplify the last bit, and an episode
-    would depend on which others run beside it.
+    Torch sums in another order for another batch size, and contacts amplify the last bit: an episode is the same again
+    in a batch of the same size.
     """
 
     def __init__(
@@ -76,80 +75,78 @@ class PolicyActor:
         self._target = self._processor.largest_return if target_return is None else target_return
         self._scheduler, self._clock = ChunkScheduler(self.execute_len, blend), clock
         self._sampler = sampler
-        self.cameras = self._processor.cameras
-        self._task, self._robot, self._generator = "", "", torch.Generator(self._device)
+        self._tasks: list[str] = []
+        self._robot, self._generator = "", torch.Generator(self._device)
         self._forget()
 
     def _forget(self) -> None:
         self.latencies_ms: list[float] = []
-        self._looks: dict[int, tuple[Mapping[str, np.ndarray], float]] = {}
-        """Control step to what was seen then and what was still to be earned."""
+        self._looks: dict[int, tuple[Mapping[str, np.ndarray], np.ndarray]] = {}
+        """Control step to what was seen then and what was still to be earned, a row an episode."""
         self._actions: list[np.ndarray] = []
-        self._returned = 0.0
+        self._returned = np.zeros(len(self._tasks))
 
-    def begin(self, env: gym.Env, seed: int) -> None:
+    def begin(self, worlds: Any, seeds: Sequence[int]) -> None:
         """Raises DataError when the policy was trained on other robots, ValueError when it acts at another rate."""
-        if (rate := env.metadata["render_fps"]) != self._processor.rate:
+        if (rate := worlds.metadata["render_fps"]) != self._processor.rate:
             raise ValueError(f"the policy acts {self._processor.rate} times a second, the environment {rate} times")
-        self._task = env.get_wrapper_attr("task")
-        self._robot = self._processor.choose(env.get_wrapper_attr("robot"))
-        self._generator.manual_seed(seed)
+        self._tasks = [worlds.task] * len(seeds)
+        self._robot = self._processor.choose(worlds.robot)
+        self._wanted = self._processor.shapes_of(self._robot)
+        self._generator.manual_seed(seeds[0])
         self._scheduler.reset()
         self._forget()
 
     @torch.inference_mode()
-    def act(self, look: Look, reward: float) -> np.ndarray:
+    def act(self, look: Look, rewards: np.ndarray) -> np.ndarray:
         step = len(self._actions)
-        self._returned += reward
+        self._returned = self._returned + rewards
         # Of the steps between two chunks, only those are looked at that a later chunk looks back to.
         if any((step + ago * self._history.stride) % self.execute_len == 0 for ago in range(self._history.length)):
-            seen = look()
-            own = {key: seen[key] for key in self._processor.keys_of(self._robot) if key in seen}
-            self._looks[step] = own, (self._target or 0.0) - self._returned
+            self._looks[step] = look(self._wanted), (self._target or 0.0) - self._returned
         if self._scheduler.due:
             begun = self._clock()
             moments = self._moments(step)
-            observation = self._processor.observe(moments, [self._task], self._robot, self._device)
+            observation = self._processor.observe(moments, self._tasks, self._robot, self._device)
             chunk = self._sampler(self._policy, observation, self._generator)
-            self._scheduler.put(self._processor.denormalize_actions(chunk, moments, self._robot)[0])
+            self._scheduler.put(self._processor.denormalize_actions(chunk, moments, self._robot).swapaxes(0, 1))
             self.latencies_ms.append(1000.0 * (self._clock() - begun))
         self._actions.append(self._scheduler.next())
         return self._actions[-1]
 
     def _moments(self, step: int) -> Moments:
-        """What is known at `step`, as a batch of one and as the windows of training show it."""
+        """What is known at `step`, as the windows of training show it."""
         length, stride, past = self._history.length, self._history.stride, self._history.steps
         steps = [step - ago * stride for ago in reversed(range(length))]
         looks = [self._looks[max(0, s)] for s in steps]
         self._looks = {s: seen for s, seen in self._looks.items() if s > step - past or s == 0}
-        entries = len(self._processor.robots[self._robot].places["action"])
-        actions = np.zeros((past, entries), np.float32)
+        rows, entries = len(self._tasks), len(self._processor.robots[self._robot].places["action"])
+        actions = np.zeros((rows, past, entries), np.float32)
         known = self._actions[-past:] if past else []
         if known:
-            actions[past - len(known) :] = known
+            actions[:, past - len(known) :] = np.stack(known, axis=1)
         return Moments(
-            observation={key: np.stack([seen[key] for seen, _ in looks])[None] for key in looks[0][0]},
-            seen=np.array([[s >= 0 for s in steps]]),
-            past_action=actions[None],
-            acted=(np.arange(past) >= past - len(known))[None],
-            returns_to_go=np.array([[to_go for _, to_go in looks]], np.float32),
+            observation={key: np.stack([seen[key] for seen, _ in looks], axis=1) for key in looks[0][0]},
+            seen=np.array([[s >= 0 for s in steps]] * rows),
+            past_action=actions,
+            acted=np.array([np.arange(past) >= past - len(known)] * rows),
+            returns_to_go=np.stack([to_go for _, to_go in looks], axis=1).astype(np.float32),
         )
 
 
 class ExpertActor:
-    """The environment's scripted expert, which plans the whole episode at its start."""
-
-    cameras: Mapping[str, tuple[int, int]] = {}
+    """The environment's scripted expert, which plans whole episodes at their start."""
 
     def __init__(self, env_name: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self._expert, self._clock = make_expert(env_name), clock
-        self._plan = iter(())
+        self._plans = iter(())
         self.latencies_ms: list[float] = []
 
-    def begin(self, env: gym.Env, seed: int) -> None:
+    def begin(self, worlds: Any, seeds: Sequence[int]) -> None:
         begun = self._clock()
-        self._plan = iter(self._expert.plan_episode(env, seed))
+        plans = [self._expert.plan_episode(env, seed) for env, seed in zip(worlds.envs, seeds, strict=True)]
+        self._plans = iter(np.stack(plans, axis=1))
         self.latencies_ms = [1000.0 * (self._clock() - begun)]
 
-    def act(self, look: Look, reward: float) -> np.ndarray:
-        return next(self._plan)
+    def act(self, look: Look, rewards: np.ndarray) -> np.ndarray:
+        return next(self._plans)

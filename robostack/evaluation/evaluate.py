@@ -15,7 +15,7 @@ import numpy as np
 from robostack import envs
 from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor
 from robostack.evaluation.report import write_report
-from robostack.evaluation.rollout import SUCCESS_STAGE, Episode, run_episodes
+from robostack.evaluation.rollout import Episode, run_episodes
 from robostack.extras import require_extra
 from robostack.intervals import wilson_interval
 from robostack.policies.checkpoint import Checkpoint
@@ -102,7 +102,8 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
         report(episode)
     episodes.sort(key=lambda episode: episode.seed)
     summary = {
-        **summarize(config.env, name, config.seed, episodes),
+        **summarize(config.env, name, config.seed, episodes, envs.vector_class(config.env).highest_stage),
+        "together": envs.vector_class(config.env).together,
         "execute_len": execute_len,
         "ensemble": config.ensemble,
         "target_return": config.target_return,
@@ -124,8 +125,9 @@ def _policy_actor(checkpoint: Path, config: EvalConfig) -> PolicyActor:
     return PolicyActor(checkpoint, "cpu", config.execute_len, blend, config.target_return)
 
 
-def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Shares with their 95 % Wilson intervals, how far episodes came, and the latency of a chunk."""
+def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode], highest_stage: int) -> dict[str, Any]:
+    """Shares with their 95 % Wilson intervals, how far episodes came, and the latency of a chunk: of all episodes that
+    run `together`."""
     count = len(episodes)
     successes, finals = sum(e.success for e in episodes), sum(e.final for e in episodes)
     latencies = np.concatenate([e.latencies_ms for e in episodes])
@@ -141,7 +143,7 @@ def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode]) -> 
         "mean_return": sum(e.total_reward for e in episodes) / count,
         "latency_ms_p50": round(float(np.quantile(latencies, 0.50)), 2),
         "latency_ms_p95": round(float(np.quantile(latencies, 0.95)), 2),
-        "stages": {str(s): sum(e.stage_max == s for e in episodes) for s in range(SUCCESS_STAGE + 1)},
+        "stages": {str(s): sum(e.stage_max == s for e in episodes) for s in range(highest_stage + 1)},
     }
 
 
@@ -171,7 +173,9 @@ def _film(
     if not chosen:
         return []
     folder.mkdir()
-    for again in run_episodes(config.env, make_actor, [e.seed for e in chosen], config.workers, folder):
+    videos = {e.seed: folder / f"{e.seed}.mp4" for e in chosen}
+    seeds = range(config.seed, config.seed + config.episodes)
+    for again in run_episodes(config.env, make_actor, seeds, config.workers, videos):
         before = next(e for e in chosen if e.seed == again.seed)
         if replace(again, latencies_ms=()) != replace(before, latencies_ms=()):
             raise RuntimeError(f"the episode of seed {again.seed} came out differently when it was run again")

@@ -1,30 +1,55 @@
 """Episodes of an actor in an environment, over processes, and what they add up to.
 
-One episode is one seed: its start, its noise and so its outcome are a function of that seed alone, on any number of
-workers and beside any other episodes.
+One episode is one seed: its start, its noise and so its outcome are a function of that seed, on any number of workers.
+Environments that are one program of many rows run `together` episodes at once; which ones is fixed by the seeds alone,
+since a row's last bit depends on how many rows there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
-import gymnasium as gym
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from robostack import envs
-from robostack.envs.aloha.cameras import image_key, parse_camera
 from robostack.evaluation.actors import Actor
 from robostack.processes import cores, worker_pool
 
-SUCCESS_STAGE = 4
-"""The highest stage of a task: reward 4 in ALOHA."""
 VIDEO_STRIDE = 2
-"""Every second control step becomes a frame: 25 frames/s at 50 Hz, half the rendering."""
+"""Every second control step becomes a frame: half the rendering."""
+
+
+@runtime_checkable
+class Worlds(Protocol):
+    """What an actor acts in: a vector environment of which every row is an episode."""
+
+    num_envs: int
+    metadata: Mapping[str, Any]
+    task: str
+    robot: str
+    highest_stage: int
+    """What `info["stage"]` says where the task is done."""
+    together: int
+    """Rows of an evaluation."""
+
+    def reset(self, *, seed: Sequence[int]) -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]]: ...
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[Mapping[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, Mapping[str, Any]]: ...
+
+    def look(self, wanted: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
+        """Those of the observations wanted, key to shape of a row, that there are; rendered only now."""
+        ...
+
+    def picture(self, index: int) -> np.ndarray:
+        """A row for people, (height, width, 3) uint8."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,66 +69,86 @@ class Episode:
     total_reward: float
     """The sum of the rewards: the return that a decision transformer is asked for."""
     latencies_ms: tuple[float, ...]
-    """Wall time of each chunk or plan."""
+    """Wall time of each chunk or plan, of all rows together."""
 
 
-def run_episode(env: gym.Env, actor: Actor, seed: int, video: Path | None = None) -> Episode:
-    """One episode from `seed` to its time limit, as a video (25 frames/s) if a path is given."""
-    observation, _ = env.reset(seed=seed)
-    actor.begin(env, seed)
-    stages: list[int] = []
-    rewards: list[float] = []
-    frames: list[np.ndarray] = []
-    over, diverged = False, None
-    while not over:
-        if video is not None and len(stages) % VIDEO_STRIDE == 0:
-            frames.append(_picture(env))
-        action = actor.act(partial(_look, env, observation, actor), rewards[-1] if rewards else 0.0)
-        if not np.isfinite(action).all():
-            raise ValueError(f"the policy put out actions that are not finite in the episode of seed {seed}")
+@dataclass
+class _Row:
+    """An episode while it runs."""
+
+    seed: int
+    stages: list[int] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    diverged: int | None = None
+    chunks: int = 0
+    """Chunks or plans that it took part in."""
+
+    def episode(self, highest: int, latencies_ms: Sequence[float]) -> Episode:
+        reached = [step for step, stage in enumerate(self.stages) if stage == highest]
+        return Episode(
+            seed=self.seed,
+            success=bool(reached),
+            final=self.diverged is None and self.stages[-1] == highest,
+            stage_max=max(self.stages, default=0),
+            stage_final=self.stages[-1] if self.diverged is None else 0,
+            first_success_step=reached[0] if reached else None,
+            diverged_step=self.diverged,
+            total_reward=sum(self.rewards),
+            latencies_ms=tuple(latencies_ms[: self.chunks]),
+        )
+
+
+def run_together(
+    worlds: Worlds, actor: Actor, seeds: Sequence[int], videos: Mapping[int, Path] | None = None
+) -> list[Episode]:
+    """An episode of each of the seeds, as many as there are rows, to its end; those in `videos` are filmed.
+
+    Raises ValueError for actions that are not finite.
+    """
+    if len(seeds) != worlds.num_envs:
+        raise ValueError(f"expected {worlds.num_envs} seeds, one a row, got {len(seeds)}")
+    worlds.reset(seed=list(seeds))
+    actor.begin(worlds, seeds)
+    rows = [_Row(seed) for seed in seeds]
+    films: dict[int, list[np.ndarray]] = {i: [] for i, seed in enumerate(seeds) if seed in (videos or {})}
+    running, rewards = np.ones(len(seeds), dtype=bool), np.zeros(len(seeds))
+    step = 0
+    while running.any():
+        if step % VIDEO_STRIDE == 0:
+            for i, frames in films.items():
+                if running[i]:
+                    frames.append(worlds.picture(i))
+        actions = actor.act(worlds.look, rewards)
+        if len(bad := np.flatnonzero(~np.isfinite(actions).all(axis=1))):
+            raise ValueError(f"the policy put out actions that are not finite in the episode of seed {seeds[bad[0]]}")
         try:
-            observation, reward, terminated, truncated, info = env.step(action)
-        except FloatingPointError:
-            diverged, over = len(stages), True
+            _, rewards, terminated, truncated, info = worlds.step(actions)
+        except FloatingPointError:  # MuJoCo's, which takes the rows down together
+            diverged, over = running, ~running
         else:
-            stages.append(info["stage"])
-            rewards.append(float(reward))
-            over = terminated or truncated
-    if video is not None:
+            diverged = info.get("diverged", np.zeros(len(seeds), dtype=bool))
+            over = terminated | truncated
+        for i in np.flatnonzero(running):
+            rows[i].chunks = len(actor.latencies_ms)
+            if diverged[i]:
+                rows[i].diverged = step
+            else:
+                rows[i].stages.append(int(info["stage"][i]))
+                rows[i].rewards.append(float(rewards[i]))
+        running = running & ~(over | diverged)
+        step += 1
+    for i, frames in films.items():
         from robostack.datasets.video import write_video
 
-        write_video(video, [*frames, _picture(env)], env.metadata["render_fps"] / VIDEO_STRIDE)
-    reached = [step for step, stage in enumerate(stages) if stage == SUCCESS_STAGE]
-    return Episode(
-        seed=seed,
-        success=bool(reached),
-        final=diverged is None and stages[-1] == SUCCESS_STAGE,
-        stage_max=max(stages, default=0),
-        stage_final=stages[-1] if diverged is None else 0,
-        first_success_step=reached[0] if reached else None,
-        diverged_step=diverged,
-        total_reward=sum(rewards),
-        latencies_ms=tuple(actor.latencies_ms),
-    )
+        assert videos is not None
+        if worlds.metadata["autoreset_mode"] is AutoresetMode.DISABLED:  # else the row shows its next episode
+            frames.append(worlds.picture(i))
+        write_video(videos[seeds[i]], frames, worlds.metadata["render_fps"] / VIDEO_STRIDE)
+    return [row.episode(worlds.highest_stage, actor.latencies_ms) for row in rows]
 
 
-def _look(env: gym.Env, observation: dict[str, np.ndarray], actor: Actor) -> dict[str, np.ndarray]:
-    """The observation with the actor's cameras, rendered only now that somebody looks."""
-    if not actor.cameras:
-        return observation
-    render: Callable[..., np.ndarray] = env.get_wrapper_attr("render_camera")
-    cameras = [parse_camera(f"{name}:{height}x{width}") for name, (height, width) in actor.cameras.items()]
-    return {**observation, **{image_key(camera): render(camera) for camera in cameras}}
-
-
-def _picture(env: gym.Env) -> np.ndarray:
-    frame = env.render()
-    assert isinstance(frame, np.ndarray)
-    return frame
-
-
-# One environment and one actor a process, made once: both take longer to build than an episode to run.
-_worker: tuple[gym.Env, Actor] | None = None
+# The worlds and the actor of a process, made once: both take longer to build than an episode to run.
+_worker: tuple[Worlds, Actor] | None = None
 
 
 def _start_worker(env_name: str, make_actor: Callable[[], Actor]) -> None:
@@ -111,27 +156,43 @@ def _start_worker(env_name: str, make_actor: Callable[[], Actor]) -> None:
 
     torch.set_num_threads(1)  # the processes are the parallelism; and the sums do not depend on how many there are
     global _worker
-    _worker = (envs.make(env_name, render_mode="rgb_array"), make_actor())
+    _worker = (make_worlds(env_name), make_actor())
 
 
-def _run_in_worker(seed: int, video: Path | None) -> Episode:
+def _run_in_worker(seeds: Sequence[int], videos: Mapping[int, Path]) -> list[Episode]:
     assert _worker is not None
-    return run_episode(*_worker, seed, video)
+    return run_together(*_worker, seeds, videos)
+
+
+def make_worlds(env_name: str) -> Worlds:
+    """The environment with as many rows as an evaluation runs together. Raises as `envs.resolve`."""
+    together = envs.vector_class(env_name).together
+    return cast(Worlds, envs.make_vector(env_name, together, render_mode="rgb_array"))
 
 
 def run_episodes(
-    env_name: str, make_actor: Callable[[], Actor], seeds: Sequence[int], workers: int = 0, videos: Path | None = None
+    env_name: str,
+    make_actor: Callable[[], Actor],
+    seeds: range,
+    workers: int = 0,
+    videos: Mapping[int, Path] | None = None,
 ) -> Iterator[Episode]:
     """Episodes of `seeds` as they end, on `workers` processes (0: one a core); `make_actor` is called in each.
 
-    With a folder `videos` every episode is filmed to <seed>.mp4 in it.
+    With `videos`, seed to path, those alone are given and filmed: just as they come out among all of `seeds`, which
+    are run together in groups from the first on.
     """
-    with worker_pool(min(workers or cores(), len(seeds)), _start_worker, env_name, make_actor) as pool:
-        futures: list[Future[Any]] = [
-            pool.submit(_run_in_worker, seed, None if videos is None else videos / f"{seed}.mp4") for seed in seeds
+    together, films = envs.vector_class(env_name).together, dict(videos or {})
+    wanted = films or seeds
+    groups = [range(first, first + together) for first in range(seeds.start, seeds.stop, together)]
+    groups = [group for group in groups if any(seed in wanted for seed in group)]
+    with worker_pool(min(workers or cores(), len(groups)), _start_worker, env_name, make_actor) as pool:
+        pending = [
+            pool.submit(_run_in_worker, group, {seed: films[seed] for seed in group if seed in films})
+            for group in groups
         ]
         try:
-            for future in as_completed(futures):
-                yield future.result()
+            for future in as_completed(pending):
+                yield from (episode for episode in future.result() if episode.seed in wanted)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -152,6 +152,15 @@ class Processor:
         own = (*(key for key in self.state if key in known.places), *(IMAGES + name for name in known.cameras))
         return own if STATE in own or not any(known.relative) else (*own, STATE)
 
+    def shapes_of(self, robot: str) -> dict[str, tuple[int, ...]]:
+        """The same with their shapes."""
+        places = self.robots[robot].places
+        images = {IMAGES + name: (*size, 3) for name, size in self.cameras.items()}
+        return {
+            key: images[key] if key in images else (len(places.get(key, places["action"])),)
+            for key in self.keys_of(robot)
+        }
+
     def choose(self, robot: str | None) -> str:
         """The robot to act for: the only one, or the one named. Raises DataError when it is not among those trained."""
         if robot is not None and robot in self.robots:

@@ -1,7 +1,8 @@
 """The chunk scheduler: which of the predicted actions is run at a control step, and when a new chunk is due.
 
 A policy predicts chunks that overlap in time. Every `execute_len` steps a new one is due; where several speak of the
-same step, `blend` makes one action of them: the newest alone, or ACT's temporal ensemble.
+same step, `blend` makes one action of them: the newest alone, or ACT's temporal ensemble. Robots that are controlled in
+step share a scheduler: their actions are rows of one array.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import numpy as np
 from jaxtyping import Float
 
 Blend = Callable[[np.ndarray], np.ndarray]
-"""(chunks, action_dim), what each chunk says of this step, oldest chunk first ↦ (action_dim,)."""
+"""(chunks, *rows, action_dim), what each chunk says of this step, oldest chunk first ↦ (*rows, action_dim)."""
 
 
-def newest(actions: Float[np.ndarray, "chunks action_dim"]) -> Float[np.ndarray, " action_dim"]:
+def newest(actions: Float[np.ndarray, "chunks *rows action_dim"]) -> Float[np.ndarray, "*rows action_dim"]:
     """What the newest chunk says."""
     return actions[-1]
 
@@ -29,9 +30,9 @@ def temporal_ensemble(decay: float = 0.01) -> Blend:
     if decay < 0.0:
         raise ValueError(f"the decay of a temporal ensemble must not be negative, got {decay}")
 
-    def blend(actions: Float[np.ndarray, "chunks action_dim"]) -> Float[np.ndarray, " action_dim"]:
+    def blend(actions: Float[np.ndarray, "chunks *rows action_dim"]) -> Float[np.ndarray, "*rows action_dim"]:
         weights = np.exp(-decay * np.arange(len(actions)))
-        return ((weights / weights.sum()) @ actions).astype(actions.dtype)
+        return np.tensordot(weights / weights.sum(), actions, axes=1).astype(actions.dtype)
 
     return blend
 
@@ -56,12 +57,12 @@ class ChunkScheduler:
         """Whether a new chunk is wanted before the next action."""
         return self._step - self._begun >= self._execute_len
 
-    def put(self, chunk: Float[np.ndarray, "chunk_len action_dim"]) -> None:
+    def put(self, chunk: Float[np.ndarray, "chunk_len *rows action_dim"]) -> None:
         """A chunk whose first action is for the next step."""
         self._chunks.append((self._step, chunk))
         self._begun = self._step
 
-    def next(self) -> Float[np.ndarray, " action_dim"]:
+    def next(self) -> Float[np.ndarray, "*rows action_dim"]:
         """The action of this step; the next call is of the next step. Raises RuntimeError when no chunk reaches it."""
         while self._chunks and self._step - self._chunks[0][0] >= len(self._chunks[0][1]):
             self._chunks.popleft()

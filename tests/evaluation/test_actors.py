@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -14,8 +13,9 @@ from robostack.datasets.episodes import Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import History, WindowSampler
 from robostack.envs.aloha.cameras import parse_camera
+from robostack.envs.aloha.vector import AlohaVectorEnv
 from robostack.evaluation.actors import PolicyActor
-from robostack.evaluation.rollout import run_episode
+from robostack.evaluation.rollout import make_worlds, run_together
 from robostack.policies import checkpoint as checkpoints
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.processor import Processor
@@ -47,24 +47,24 @@ class Stub(nn.Module):
         return observation.state[:, -1:, :14] + 0.1 * torch.randn(shape, generator=generator)
 
 
-class Recorder(gym.Wrapper):
-    """Keeps what the environment was told and answered."""
+class Recorder(AlohaVectorEnv):
+    """Keeps what it was told and answered."""
 
     rows: dict[str, list]
 
     def reset(self, **kwargs):
         self.rows = {"action": [], "next.reward": [], **{key: [] for key in KEYS}}
-        return self._kept(self.env.reset(**kwargs))
+        return self._kept(super().reset(**kwargs))
 
-    def step(self, action):
-        result = self.env.step(action)
-        self.rows["action"].append(action)
-        self.rows["next.reward"].append(np.float32(result[1]))
+    def step(self, actions):
+        result = super().step(actions)
+        self.rows["action"].append(actions[0])
+        self.rows["next.reward"].append(np.float32(result[1][0]))
         return self._kept(result)
 
     def _kept(self, result):
-        self.rows[KEYS[0]].append(result[0][KEYS[0]])
-        self.rows[KEYS[1]].append(self.env.get_wrapper_attr("render_camera")(CAMERA))
+        self.rows[KEYS[0]].append(result[0][KEYS[0]][0])
+        self.rows[KEYS[1]].append(self.envs[0].render_camera(CAMERA))
         return result
 
 
@@ -96,22 +96,21 @@ def save_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: StubConfi
 def test_a_policy_is_shown_what_a_recording_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = StubConfig()
     saved = save_stub(tmp_path, monkeypatch, config)
-    env = Recorder(envs.make(ENV))
-    steps = env.env.spec.max_episode_steps if env.env.spec else None
+    worlds = Recorder(1)
     actor = PolicyActor(saved.path, target_return=100.0)
-    episode = run_episode(env, actor, seed=3)
-    rows = {key: np.stack(values[:400]) for key, values in env.rows.items()}
-    assert steps == 400 and episode.total_reward == rows["next.reward"].sum()
+    (episode,) = run_together(worlds, actor, [3])
+    rows = {key: np.stack(values[:400]) for key, values in worlds.rows.items()}
+    assert len(worlds.rows["action"]) == 400 and episode.total_reward == rows["next.reward"].sum()
 
     features = {key: Feature(tuple(values.shape[1:]), str(values.dtype)) for key, values in rows.items()}
-    writer = EpisodeWriter(tmp_path / "recorded", features, 50, robot=env.get_wrapper_attr("robot"))
-    writer.append(rows, env.get_wrapper_attr("task"))
+    writer = EpisodeWriter(tmp_path / "recorded", features, 50, robot=worlds.robot)
+    writer.append(rows, worlds.task)
     store = EpisodeStore(tmp_path / "recorded")
     sampler = WindowSampler(store, KEYS, config.chunk_len, history=config.history)
     decisions = np.arange(0, 400, config.execute_len)
     windows = sampler.gather(decisions)
     robot = saved.processor.choose(None)
-    shown = saved.processor.observe(windows, [env.get_wrapper_attr("task")] * len(decisions), robot)
+    shown = saved.processor.observe(windows, [worlds.task] * len(decisions), robot)
     seen = Observation.concatenate(actor._policy.shown)
     assert len(episode.latencies_ms) == len(decisions)
     assert torch.equal(seen.state, shown.state) and torch.equal(seen.seen, shown.seen)
@@ -125,14 +124,14 @@ def test_a_policy_is_shown_what_a_recording_shows(tmp_path: Path, monkeypatch: p
 
 def test_an_ensemble_runs_the_average_of_overlapping_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = save_stub(tmp_path, monkeypatch, StubConfig(history=History()))
-    env = envs.make(ENV)
-    observation, _ = env.reset(seed=0)
-    looked = {**observation, KEYS[1]: np.zeros((16, 16, 3), np.uint8)}
+    worlds = make_worlds(ENV)
+    worlds.reset(seed=[0])
+    looked = worlds.look({KEYS[0]: (14,), KEYS[1]: (16, 16, 3)})
 
     def actions(execute_len: int, **blend) -> np.ndarray:
         actor = PolicyActor(saved.path, execute_len=execute_len, **blend)
-        actor.begin(env, 0)
-        return np.stack([actor.act(lambda: looked, 0.0) for _ in range(30)])
+        actor.begin(worlds, [0])
+        return np.concatenate([actor.act(lambda _: looked, np.zeros(1)) for _ in range(30)])
 
     rough, smooth = actions(1), actions(1, blend=temporal_ensemble(0.0))
     assert np.abs(np.diff(smooth[6:], axis=0)).mean() < 0.5 * np.abs(np.diff(rough[6:], axis=0)).mean()

@@ -2,19 +2,18 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
-from robostack import envs
 from robostack.datasets.video import read_frames
 from robostack.evaluation.actors import ExpertActor, Look, PolicyActor
 from robostack.evaluation.evaluate import EvalConfig, evaluate, summarize
-from robostack.evaluation.rollout import Episode, run_episode, run_episodes
+from robostack.evaluation.rollout import Episode, make_worlds, run_episodes, run_together
 from robostack.experts.collect import CollectConfig, collect
 from robostack.policies.pi0 import Pi0Config
 from robostack.training.config import TrainConfig
@@ -38,21 +37,21 @@ def outcome(episode: Episode) -> Episode:
 
 
 def test_an_episode_does_not_depend_on_workers_order_or_company(run: Path) -> None:
-    env, actor = envs.make(ENV), PolicyActor(run)
-    alone = {seed: outcome(run_episode(env, actor, seed)) for seed in (13, 11)}
+    worlds, actor = make_worlds(ENV), PolicyActor(run)
+    alone = {seed: outcome(*run_together(worlds, actor, [seed])) for seed in (13, 11)}
     make = partial(PolicyActor, run)
     for workers in (1, 2):
-        together = {e.seed: outcome(e) for e in run_episodes(ENV, make, (11, 12, 13), workers)}
+        together = {e.seed: outcome(e) for e in run_episodes(ENV, make, range(11, 14), workers)}
         assert {seed: together[seed] for seed in alone} == alone
 
 
 def test_actions_do_not_depend_on_what_the_actor_did_before(run: Path) -> None:
-    env, actor = envs.make(ENV), PolicyActor(run)
+    worlds, actor = make_worlds(ENV), PolicyActor(run)
 
     def first_chunk(seed: int) -> np.ndarray:
-        observation, _ = env.reset(seed=seed)
-        actor.begin(env, seed)
-        return np.stack([actor.act(lambda: observation, 0.0) for _ in range(POLICY.execute_len)])
+        worlds.reset(seed=[seed])
+        actor.begin(worlds, [seed])
+        return np.concatenate([actor.act(worlds.look, np.zeros(1)) for _ in range(POLICY.execute_len)])
 
     before = first_chunk(3)
     first_chunk(4)
@@ -85,18 +84,17 @@ def test_a_simulation_that_diverges_is_a_failed_episode(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warning to MUJOCO_LOG.TXT
 
     class Wild:
-        cameras: ClassVar[dict[str, tuple[int, int]]] = {}
         latencies_ms: ClassVar[list[float]] = []
 
-        def begin(self, env: gym.Env, seed: int) -> None:
-            self.space = env.action_space
-            self.space.seed(seed)
+        def begin(self, worlds: Any, seeds: Sequence[int]) -> None:
+            self.space = worlds.single_action_space
+            self.space.seed(seeds[0])
 
-        def act(self, look: Look, reward: float) -> np.ndarray:
-            return self.space.sample()
+        def act(self, look: Look, rewards: np.ndarray) -> np.ndarray:
+            return self.space.sample()[None]
 
-    env = envs.make(ENV)
-    episodes = [run_episode(env, Wild(), seed) for seed in range(40)]
+    worlds = make_worlds(ENV)
+    episodes = [episode for seed in range(40) for episode in run_together(worlds, Wild(), [seed])]
     diverged = [e for e in episodes if e.diverged_step is not None]
     assert diverged and all(not e.final and e.stage_final == 0 for e in diverged)
 
@@ -107,8 +105,7 @@ def test_seeds_of_the_demonstrations_are_refused(run: Path) -> None:
 
 
 def test_the_expert_is_evaluated_like_a_policy(tmp_path: Path) -> None:
-    actor, env = ExpertActor(ENV), envs.make(ENV)
-    episode = run_episode(env, actor, 7)
+    (episode,) = run_together(make_worlds(ENV), ExpertActor(ENV), [7])
     assert episode.success and episode.final and len(episode.latencies_ms) == 1
     evaluation = evaluate("expert", EvalConfig(ENV, episodes=2, videos=0, out=tmp_path / "expert"))
     assert evaluation.summary["policy"] == "expert" and evaluation.summary["final"] == 1.0
@@ -121,7 +118,7 @@ def test_a_summary_counts_success_at_any_time_and_at_the_end() -> None:
         held, total = stages[-1] == 4, float(sum(stages))
         return Episode(seed, bool(reached), held, max(stages), stages[-1], first, None, total, (1.0, 3.0))
 
-    summary = summarize("env", "p", 0, [episode(0, [0, 4, 2]), episode(1, [0, 1, 4]), episode(2, [0, 1, 1])])
+    summary = summarize("env", "p", 0, [episode(0, [0, 4, 2]), episode(1, [0, 1, 4]), episode(2, [0, 1, 1])], 4)
     assert summary["success"] == pytest.approx(2 / 3) and summary["final"] == pytest.approx(1 / 3)
     assert summary["stages"] == {"0": 0, "1": 1, "2": 0, "3": 0, "4": 2}
     assert summary["latency_ms_p50"] == 2.0 and summary["mean_return"] == pytest.approx(13 / 3)

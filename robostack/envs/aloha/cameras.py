@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+IMAGES = "observation.images."
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -71,4 +73,4 @@ def parse_camera(text: str) -> Camera:
 
 def image_key(camera: Camera) -> str:
     """The observation key of its frames."""
-    return f"observation.images.{camera.name}"
+    return IMAGES + camera.name

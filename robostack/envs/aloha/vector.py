@@ -4,7 +4,7 @@ MuJoCo releases the GIL while it steps, so threads are enough: no processes, no 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from robostack.envs.aloha.cameras import Camera, image_key
+from robostack.envs.aloha.cameras import IMAGES, Camera, image_key, parse_camera
 from robostack.envs.aloha.env import AlohaEnv, image_space
 
 
@@ -22,10 +22,13 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 
     An episode depends on its own seed and actions alone, not on the batch it runs in. There is no automatic reset:
     one that has been truncated must be reset, alone with `options={"reset_mask": mask}` or with all others.
-    Single frames come from `envs[i].render_camera`.
+    Single frames come from `envs[i].render_camera`, and what is seen now from `look`.
     """
 
     metadata = {**AlohaEnv.metadata, "autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
+    highest_stage: int = AlohaEnv.highest_stage
+    together: int = 1
+    """Episodes that an evaluation runs in one of these: processes share the cores better than threads do."""
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self.envs = [AlohaEnv(**kwargs) for _ in range(num_envs)]
         self.cameras = tuple(cameras)
         self.task: str = self.envs[0].task
+        self.robot: str = self.envs[0].robot
         self.render_mode = self.envs[0].render_mode
         state_spaces = dict(cast(spaces.Dict, self.envs[0].observation_space))
         image_spaces = {image_key(camera): image_space(camera) for camera in self.cameras}
@@ -132,6 +136,25 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
                 "success": np.array([info["success"] for info in infos]),
             },
         )
+
+    def look(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """Those of the `wanted` observations that there are, as they are now, each with a row an environment.
+
+        `wanted` maps keys to the shape of a row; cameras need not be those of the observations.
+        """
+        seen = self._batch([env.observe() for env in self.envs])
+        for key in wanted.keys() - seen.keys():
+            if key.startswith(IMAGES):
+                camera = parse_camera("{}:{}x{}".format(key.removeprefix(IMAGES), *wanted[key]))
+                seen[key] = np.stack([env.render_camera(camera) for env in self.envs])
+        return {key: seen[key] for key in wanted if key in seen}
+
+    def picture(self, index: int) -> np.ndarray:
+        """One environment for people: (height, width, 3) uint8. It needs the render mode."""
+        frame = self.envs[index].render()
+        if frame is None:
+            raise RuntimeError("expected render_mode 'rgb_array', came None")
+        return frame
 
     def render(self) -> tuple[np.ndarray | None, ...]:
         """One picture an environment."""
