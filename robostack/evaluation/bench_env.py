@@ -1,9 +1,12 @@
-"""`robostack bench env`: control steps a second of the ALOHA environment, beside gym_aloha on the same machine.
+"""`robostack bench env`: control steps a second, of the ALOHA environment beside gym_aloha on the same machine.
+
+Kinetix follows where it is installed; see `bench_kinetix`.
 
 Every case alternates short blocks of one program and the other, so that a machine that slows down slows both, and
 reports medians over the blocks. Both play the same demonstration: reaching through air is cheaper than contacts.
 """
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,12 +30,16 @@ VECTOR_ENVS = 32  # enough for the threads to wait little for each other
 
 
 def bench_env() -> Iterator[dict[str, Any]]:
-    """Measurements with the keys of `robostack bench`; takes about 45 s on two cores."""
+    """Measurements with the keys of `robostack bench`; takes about 45 s on two cores, and with Kinetix 2 min more."""
     choose_gl()  # before gym_aloha is imported: dm_control would try a window first
     actions = make_expert(ENVIRONMENT).demonstrate(envs.make(ENVIRONMENT), seed=0)["action"]
     yield from _state(actions)
     yield from _vector(actions)
     yield from _pixels(actions)
+    if importlib.util.find_spec("kinetix") is not None:
+        from robostack.evaluation.bench_kinetix import bench_kinetix
+
+        yield from bench_kinetix()
 
 
 def _state(actions: np.ndarray) -> Iterator[dict[str, Any]]:

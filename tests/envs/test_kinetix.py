@@ -1,7 +1,7 @@
 """The Kinetix environments: the package's physics, honest interfaces, one compiled program."""
 
 import copy
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -15,7 +15,11 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
+pytest.importorskip("jax")
 pytest.importorskip("kinetix")
+
+import jax
+import kinetix
 
 from robostack import envs
 from robostack.envs.kinetix import package
@@ -26,12 +30,10 @@ from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, Simulatio
 from robostack.envs.kinetix.vector import KinetixVectorEnv
 from robostack.extras import MissingExtraError
 
-jax = pytest.importorskip("jax")
-
 NAME, LEVEL = "kinetix-s-h6_unicycle_right", "s/h6_unicycle_right"
 NOISE = 0.1
 STEPS = 60
-SHIPPED = Path(importlib.util.find_spec("kinetix").submodule_search_locations[0]) / "levels"
+SHIPPED = Path(kinetix.__path__[0]) / "levels"
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +54,12 @@ def single() -> KinetixEnv:
 @pytest.fixture(scope="module")
 def packages_loader():
     """kinetix.util.saving.load_from_json_file, without wandb and the networks that its package imports (10 s)."""
-    spec = importlib.util.spec_from_file_location("kinetix_saving", SHIPPED.parent / "util" / "saving.py")
-    module = importlib.util.module_from_spec(spec)
+    stand_in = ModuleType("kinetix.util")
+    stand_in.__path__ = [str(SHIPPED.parent / "util")]
     with pytest.MonkeyPatch.context() as patch, package._past_init_files():
         patch.setitem(sys.modules, "wandb", ModuleType("wandb"))
-        spec.loader.exec_module(module)
-    return module.load_from_json_file
+        patch.setitem(sys.modules, "kinetix.util", stand_in)
+        return importlib.import_module("kinetix.util.saving").load_from_json_file
 
 
 def actions_of(seed: int, steps: int = STEPS) -> np.ndarray:
@@ -325,7 +327,7 @@ def test_a_level_of_ones_own_is_read_from_its_file(tmp_path):
     (tmp_path / "mine.json").write_text((SHIPPED / "m" / "h1_car_left.json").read_text())
     env = envs.make(f"kinetix:{tmp_path}/mine.json").unwrapped
     assert_same_leaves(env.simulation.level.state, load_level("m/h1_car_left").state)
-    assert env.task.endswith("(mine).") and env.observation_space["observation.state"].shape == (247,)
+    assert env.task.endswith("(mine).") and env.observation_space.spaces["observation.state"].shape == (247,)
 
 
 def broken(*path, value=None):
@@ -404,13 +406,13 @@ def test_entities_lose_nothing_and_have_the_same_columns_in_every_size():
             shape = tokens[np.flatnonzero(numbers[:7, 0] == number)[0]]
             np.testing.assert_array_equal(tokens[row, column : column + 4], shape[[5, 6, 17, 18]])
     large = Simulation(load_level("l/h17_unicycle"), observation="entities").observation_space()
-    assert large["observation.entities"].shape == (4 + 12 + 2 * 6 + 2, FEATURES)
+    assert large.spaces["observation.entities"].shape == (4 + 12 + 2 * 6 + 2, FEATURES)
 
 
 def test_pixels_are_small_pictures():
     simulation = Simulation(load_level(LEVEL), observation="pixels")
     view = np.asarray(jax.jit(simulation.observe)(simulation.initial())["observation.images.view"])
-    space = simulation.observation_space()["observation.images.view"]
+    space = simulation.observation_space().spaces["observation.images.view"]
     assert view.shape == (125, 125, 3) and view.dtype == np.uint8 and space.contains(view)
     assert (view[-5:] < 200).all()
 

@@ -5,9 +5,10 @@ Step, automatic reset and observation are one jitted function of all environment
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,10 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
 
     metadata = {**KinetixEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
     highest_stage: int = 1
+    together: int = 128
+    """Episodes that an evaluation runs in one of these."""
+    evaluation: ClassVar[Mapping[str, Any]] = {"action_noise": 0.1}
+    """How an evaluation makes it: as in arXiv 2506.07339. Without noise all episodes would be the same."""
 
     def __init__(
         self,
@@ -168,6 +173,21 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         reward, terminated, truncated, success = (torch.from_dlpack(value) for value in rest)
         return observation, reward, terminated, truncated, success
 
+    def look(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """Those of the `wanted` observations that there are, as they are now, (num_envs, ...) each: of every kind,
+        whichever `step` gives. `wanted` maps keys to the shape of a row."""
+        check_not_forked()
+        return {
+            key: np.asarray(_observe_all(replace(self.simulation, observation=KINDS[key]))(self.states)[key])
+            for key in wanted
+            if key in KINDS
+        }
+
+    def picture(self, index: int) -> np.ndarray:
+        """One environment for people: (500, 500, 3) uint8; the first one compiles."""
+        check_not_forked()
+        return np.array(compiled_picture(self.simulation)(jax.tree.map(lambda leaf: leaf[index], self.states)))
+
     def render(self) -> tuple[np.ndarray | None, ...]:
         """One picture an environment: (500, 500, 3) uint8. The first one compiles, in some 3 s."""
         if self.render_mode is None or self.states is None:
@@ -190,6 +210,19 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
             for i in over:
                 self._keys[i] = draw_key(self._generators[i])
         return done
+
+
+KINDS: Mapping[str, Observation] = {
+    "observation.state": "flat",
+    "observation.entities": "entities",
+    "observation.images.view": "pixels",
+}
+"""The key of each kind of observation."""
+
+
+@cache
+def _observe_all(simulation: Simulation) -> Any:
+    return jax.jit(jax.vmap(simulation.observe))
 
 
 class _Done(NamedTuple):
