@@ -166,8 +166,8 @@ def _run_in_worker(seeds: Sequence[int], videos: Mapping[int, Path]) -> list[Epi
 
 def make_worlds(env_name: str) -> Worlds:
     """The environment with as many rows as an evaluation runs together. Raises as `envs.resolve`."""
-    together = envs.vector_class(env_name).together
-    return cast(Worlds, envs.make_vector(env_name, together, render_mode="rgb_array"))
+    kind = envs.vector_class(env_name)
+    return cast(Worlds, envs.make_vector(env_name, kind.together, render_mode="rgb_array", **kind.evaluation))
 
 
 def run_episodes(

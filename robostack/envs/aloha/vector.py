@@ -6,7 +6,7 @@ MuJoCo releases the GIL while it steps, so threads are enough: no processes, no 
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -29,6 +29,8 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     highest_stage: int = AlohaEnv.highest_stage
     together: int = 1
     """Episodes that an evaluation runs in one of these: processes share the cores better than threads do."""
+    evaluation: ClassVar[Mapping[str, Any]] = {}
+    """How an evaluation makes it."""
 
     def __init__(
         self,

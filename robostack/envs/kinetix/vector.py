@@ -212,7 +212,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         return done
 
 
-KINDS: Mapping[str, Observation] = {
+KINDS: Mapping[str, str] = {
     "observation.state": "flat",
     "observation.entities": "entities",
     "observation.images.view": "pixels",
