@@ -78,7 +78,7 @@ def main() -> None:
     records = _earlier(arguments.name, runs)
     for recipe in {run.recipe.data: run.recipe for run in chosen}.values():
         if not recipe.data.exists():
-            _robostack(recipe.collect_command())
+            run_robostack(recipe.collect_command())
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for done in as_completed([pool.submit(_train_and_evaluate, run) for run in chosen]):
             record = done.result()
@@ -254,13 +254,13 @@ def _train_and_evaluate(run: Run) -> Record:
     recipe, results = run.recipe, run.results
     with _TRAINING[recipe.run]:
         if not recipe.run.exists():
-            _robostack([*recipe.train_command(), "--threads", "1"])
+            run_robostack([*recipe.train_command(), "--threads", "1"])
         elif Checkpoint.read(recipe.run).step < recipe.steps:
-            _robostack(["train", recipe.policy, "--resume", str(recipe.run)])
+            run_robostack(["train", recipe.policy, "--resume", str(recipe.run)])
     if not results.exists():
         # One worker: the runs beside this one are the parallelism.
         flags = ["--seed", str(run.seed), "--workers", "1", "--videos", "0", "--out", str(results)]
-        _robostack([*recipe.evaluate_command(), *run.evaluate, *flags])
+        run_robostack([*recipe.evaluate_command(), *run.evaluate, *flags])
     return {
         "label": run.label,
         "training_seed": recipe.seed,
@@ -272,7 +272,8 @@ def _train_and_evaluate(run: Run) -> Record:
     }
 
 
-def _robostack(arguments: Sequence[str]) -> None:
+def run_robostack(arguments: Sequence[str]) -> None:
+    """A command of the command line, in a process of its own."""
     print("robostack", *arguments, flush=True)
     command = [sys.executable, "-c", "from robostack.cli import main; raise SystemExit(main())", *arguments]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL if not sys.stderr.isatty() else None)
@@ -303,7 +304,7 @@ def _table(records: Sequence[Record]) -> str:
     lines += [
         f"| {r['label']} | {r['training_seed']} | {r['parameters'] / 1e6:.2f} M | {r['steps']} "
         f"| {r['training_cpu_s']:.0f} | {r['steps'] / r['training_cpu_s']:.1f} "
-        f"| {_share(r['success'], r['success_interval'])} | {_share(r['final'], r['final_interval'])} "
+        f"| {share(r['success'], r['success_interval'])} | {share(r['final'], r['final_interval'])} "
         f"| {r['mean_return']:.0f} | {r['latency_ms_p50']} / {r['latency_ms_p95']} |"
         for r in records
     ]
@@ -320,7 +321,7 @@ def _pooled(records: Sequence[Record]) -> str:
             shares = []
             for key in ("success", "final"):
                 total = round(sum(record[key] * record["episodes"] for record in same))
-                shares.append(f"{key} {_share(total / count, wilson_interval(total, count))}")
+                shares.append(f"{key} {share(total / count, wilson_interval(total, count))}")
             returns = sum(record["mean_return"] * record["episodes"] for record in same) / count
             lines.append(
                 f"- {label}, {len(same)} training seeds: {', '.join(shares)}, mean return {returns:.0f}, of {count} "
@@ -329,8 +330,9 @@ def _pooled(records: Sequence[Record]) -> str:
     return "".join(lines) + "\n" if lines else ""
 
 
-def _share(share: float, interval: Sequence[float]) -> str:
-    return f"{share:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
+def share(value: float, interval: Sequence[float]) -> str:
+    """A share with its interval, in per cent."""
+    return f"{value:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
 
 
 if __name__ == "__main__":

@@ -1,36 +1,42 @@
 """An energy policy that was never told of a forbidden region is composed with the region's energy, or with a limit's.
 
-    .venv/bin/python scripts/energy_composition.py RUN --episodes 50
+    .venv/bin/python scripts/energy_composition.py
 
-RUN is a run of `robostack train energy` on aloha-transfer-cube. Every demonstration breaks each constraint:
+Trains an energy policy on aloha-transfer-cube, unless runs/composition holds it, and runs the same episodes without and
+with what is added. Every demonstration breaks each constraint:
 tray    the left fingertip stays above a height, at which the arms hand the cube over
 ball    the left fingertip keeps out of a ball on its way to where it waits
 wrist   the left wrist does not bend as far as it would
-The same episodes are run without and with what is added; a JSON line each says how often the task was done, and how
-often, long and far the constraint was broken, by the arm itself and not by what it was told.
+Writes to docs/results/composition.md and .json how often the task was done, and how often, long and far the constraint
+was broken, by the arm itself and not by what it was told.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from benchmarks import FRESH, RESULTS, RUNS, run_robostack, share
 from torch import Tensor
 
 from robostack.evaluation.actors import Look, PolicyActor
 from robostack.evaluation.composition import Below, Cost, Fingertips, Sphere, composed_actor, keep_out, limits
 from robostack.evaluation.rollout import Worlds, make_worlds, run_together
 from robostack.intervals import wilson_interval
+from robostack.provenance import describe_run
+from robostack.recipes import Recipe
 
 ENV = "aloha-transfer-cube"
 LEFT = Fingertips(("left",))
 TRAY = Below(height=0.24)
-BALL = Sphere(centre=(-0.15, 0.5, 0.266), radius=0.03)
+BALL = Sphere(centre=(-0.15, 0.5, 0.266), radius=0.025)  # the start of an episode lies just outside
 WRIST, LOWEST = 4, -0.6
 """Of an action, left_wrist_angle: it goes down to -0.65 rad."""
 
@@ -52,7 +58,7 @@ def wrist_limit(clearance: float) -> Tensor:
 
 CONSTRAINTS = {
     "tray": Constraint(lambda state: TRAY.depth(LEFT(state)), keep_out(TRAY, LEFT, clearance=0.016, softness=0.02)),
-    "ball": Constraint(lambda state: BALL.depth(LEFT(state)), keep_out(BALL, LEFT, clearance=0.02, softness=0.025)),
+    "ball": Constraint(lambda state: BALL.depth(LEFT(state)), keep_out(BALL, LEFT, clearance=0.035, softness=0.015)),
     "wrist": Constraint(
         lambda state: wrist_limit(0.0) - state, limits(wrist_limit(0.05), torch.full((14,), torch.inf), softness=0.01)
     ),
@@ -77,27 +83,64 @@ class Watched:
         return self._actor.act(look, rewards)
 
 
+def recipe(folder: Path) -> Recipe:
+    """More noise on the state than else, since constraints lead where no demonstration was; and more steps at the end,
+    for energies stiffer than the learned one."""
+    train = ("--optimizer", "muon", "--state-noise", "0.1", "--policy.settle-steps", "40")
+    return Recipe("energy", ENV, folder / "data", folder / "run", demonstrations=50, steps=2000, train=train)
+
+
 def main() -> None:
-    """Prints the JSON lines, and writes them to --out."""
+    """Prints a JSON line for each constraint, without and with, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
     parser.add_argument("--episodes", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=2_000_000)
+    parser.add_argument("--seed", type=int, default=FRESH)
     parser.add_argument("--constraints", nargs="+", default=list(CONSTRAINTS), choices=CONSTRAINTS)
-    parser.add_argument("--added", nargs="+", type=int, default=[0, 1], choices=[0, 1], help="without, with")
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    made = recipe(RUNS / "composition")
+    if not made.data.exists():
+        run_robostack(made.collect_command())
+    if not made.run.exists():
+        run_robostack([*made.train_command(), "--threads", "1"])
     torch.set_num_threads(1)
-    lines = [
-        study(arguments.run, name, bool(added), range(arguments.seed, arguments.seed + arguments.episodes))
-        for name in arguments.constraints
-        for added in arguments.added
+    seeds = range(arguments.seed, arguments.seed + arguments.episodes)
+    lines = [study(made.run, name, added, seeds) for name in arguments.constraints for added in (False, True)]
+    if arguments.seed == FRESH:
+        write(lines, made)
+
+
+def write(lines: Sequence[dict[str, Any]], made: Recipe) -> None:
+    """docs/results/composition.md and .json."""
+    run = describe_run()
+    (RESULTS / "composition.json").write_text(json.dumps({"runs": lines, **run}, indent=1) + "\n")
+    rows = [
+        "| constraint | its energy | task done | at the end | episodes that broke it | steps | deepest, mean "
+        "| chunk, ms |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    if arguments.out:
-        arguments.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for line in lines:
+        unit = "rad" if line["constraint"] == "wrist" else "m"
+        rows.append(
+            f"| {line['constraint']} | {'added' if line['added'] else 'not added'} "
+            f"| {share(line['success'], line['success_interval'])} | {line['final']:.0%} "
+            f"| {share(line['broken'], line['broken_interval'])} | {line['steps_broken_mean']:.1f} "
+            f"| {line['excess_mean']:.4f} {unit} | {line['latency_ms_p50']:.0f} |"
+        )
+    page = (
+        "# Energies add: constraints that the policy was never told of\n\n"
+        f"An energy policy trained on {made.demonstrations} demonstrations of transfer cube, each of which breaks "
+        "every constraint: the left fingertip stays above 0.24 m (tray), keeps out of a ball of 2.5 cm radius on its "
+        "way (ball), the left wrist stays above -0.6 rad (wrist). At run time the constraint's energy is added to the "
+        "policy's. *Deepest*: how far beyond the constraint the arm was at most, negative where it kept clear, "
+        f"averaged over episodes.\n\n{chr(10).join(rows)}\n\n{lines[0]['episodes']} episodes of seeds that nothing was trained or "
+        "tuned on, one training seed; brackets are 95 % Wilson intervals.\n"
+        f"Commands: `scripts/benchmark_composition`, which trains by `robostack {shlex.join(made.train_command())}`; "
+        f"{run['machine']}, commit {run['commit']}, {run['date']}. All figures: `composition.json`.\n"
+    )
+    (RESULTS / "composition.md").write_text(page)
 
 
-def study(run: Path, name: str, added: bool, seeds: range) -> dict[str, object]:
+def study(run: Path, name: str, added: bool, seeds: range) -> dict[str, Any]:
     """The episodes of `seeds` with the constraint named, watched or also added, summed up."""
     constraint = CONSTRAINTS[name]
     acting = composed_actor(run, "aloha", constraint.cost) if added else PolicyActor(run)
@@ -110,7 +153,8 @@ def study(run: Path, name: str, added: bool, seeds: range) -> dict[str, object]:
         inside.append(sum(depth > 0 for depth in actor.seen))
         latencies += episode.latencies_ms
     successes, finals = (sum(column) for column in zip(*done, strict=True))
-    line: dict[str, object] = {
+    broken = sum(steps > 0 for steps in inside)
+    line: dict[str, Any] = {
         "constraint": name,
         "added": added,
         "episodes": len(seeds),
@@ -118,7 +162,8 @@ def study(run: Path, name: str, added: bool, seeds: range) -> dict[str, object]:
         "success": successes / len(seeds),
         "success_interval": list(wilson_interval(successes, len(seeds))),
         "final": finals / len(seeds),
-        "broken": sum(steps > 0 for steps in inside) / len(seeds),
+        "broken": broken / len(seeds),
+        "broken_interval": list(wilson_interval(broken, len(seeds))),
         "steps_broken_mean": float(np.mean(inside)),
         "excess_mean": float(np.mean(depths)),
         "excess_max": float(np.max(depths)),
