@@ -132,8 +132,8 @@ def write(lines: Sequence[dict[str, Any]], made: Recipe) -> None:
         "every constraint: the left fingertip stays above 0.24 m (tray), keeps out of a ball of 2.5 cm radius on its "
         "way (ball), the left wrist stays above -0.6 rad (wrist). At run time the constraint's energy is added to the "
         "policy's. *Deepest*: how far beyond the constraint the arm was at most, negative where it kept clear, "
-        f"averaged over episodes.\n\n{chr(10).join(rows)}\n\n{lines[0]['episodes']} episodes of seeds that nothing was trained or "
-        "tuned on, one training seed; brackets are 95 % Wilson intervals.\n"
+        f"averaged over episodes.\n\n{chr(10).join(rows)}\n\n{lines[0]['episodes']} episodes of seeds that nothing was "
+        "trained or tuned on, one training seed; brackets are 95 % Wilson intervals.\n"
         f"Commands: `scripts/benchmark_composition`, which trains by `robostack {shlex.join(made.train_command())}`; "
         f"{run['machine']}, commit {run['commit']}, {run['date']}. All figures: `composition.json`.\n"
     )
