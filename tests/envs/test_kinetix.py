@@ -282,6 +282,14 @@ def test_every_shipped_level_has_a_name():
         assert spec.kwargs == {"level": level} and spec.max_episode_steps == 256
 
 
+def test_every_shipped_level_can_be_read_and_has_a_green_and_a_blue_shape():
+    for name in level_names():
+        state = load_level(name).state
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)), name
+        roles = [state.polygon_shape_roles[state.polygon.active], state.circle_shape_roles[state.circle.active]]
+        assert {1, 2} <= set(np.concatenate(roles).tolist()), name
+
+
 def test_unknown_names_get_one_line_and_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean 'kinetix-s-h6_unicycle_right'\?") as error:
         envs.resolve("kinetix-s-h6_unicycle_rigth")
