@@ -60,6 +60,8 @@ def collect(arguments: list[str]) -> int:
 
         done = run(config, report)
     console.print(f"{config.out}: {done.kept} episodes kept, {done.failed} failed")
+    if config.expert:  # its noise leads every episode elsewhere: a spread over them says nothing
+        return 0
     entries = spread(EpisodeStore(config.out))
     table = Table("action", "std over episodes", "largest step", title="Spread", title_justify="left")
     for entry in entries:
@@ -208,7 +210,12 @@ def evaluate(arguments: list[str]) -> int:
     settings = make_dataclass(
         "Evaluate",
         [
-            ("run", Annotated[Positional[str], arg(help='Run or checkpoint; "expert" for the environment\'s expert.')]),
+            (
+                "run",
+                Annotated[
+                    Positional[str], arg(help='Run or checkpoint of a policy or expert; "expert": the scripted one.')
+                ],
+            ),
             ("config", Annotated[EvalConfig, OmitArgPrefixes]),
             ("json", Json, False),
         ],

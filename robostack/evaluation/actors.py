@@ -1,4 +1,5 @@
-"""Who acts in episodes: a trained policy that looks again after every chunk, or an expert that plans once."""
+"""Who acts in episodes: a policy that looks again after every chunk, an expert that plans once, or one that looks at
+every step."""
 
 from __future__ import annotations
 
@@ -150,3 +151,22 @@ class ExpertActor:
 
     def act(self, look: Look, rewards: np.ndarray) -> np.ndarray:
         return next(self._plans)
+
+
+class TrainedExpertActor:
+    """An expert of `robostack expert`, which looks at every step."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
+        from robostack.experts.ppo_expert import PpoExpert
+
+        self._expert, self._clock = PpoExpert.load(path), clock
+        self.latencies_ms: list[float] = []
+
+    def begin(self, worlds: Any, seeds: Sequence[int]) -> None:
+        self.latencies_ms = []
+
+    def act(self, look: Look, rewards: np.ndarray) -> np.ndarray:
+        begun = self._clock()
+        actions = self._expert.act(look({"observation.state": ()}))
+        self.latencies_ms.append(1000.0 * (self._clock() - begun))
+        return actions

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from robostack import envs
-from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor
+from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor, TrainedExpertActor
 from robostack.evaluation.report import write_report
 from robostack.evaluation.rollout import Episode, run_episodes
 from robostack.extras import require_extra
@@ -68,7 +68,7 @@ class Evaluation:
 
 
 def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = lambda _: None) -> Evaluation:
-    """Evaluates the run or checkpoint at `run`, or the environment's expert if that is "expert".
+    """Evaluates the run or checkpoint at `run`, of a policy or an expert, or the scripted expert if it is "expert".
 
     Writes summary.json, episodes.jsonl, videos/ and report.html. `report` is told about every episode as it ends.
     Raises ValueError for an unknown environment or seeds that the policy's demonstrations used, CheckpointError,
@@ -82,6 +82,10 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
     if run == "expert":
         folder = config.out or Path(f"expert-{config.env}")
         name, training_log, make_actor = "expert", [], partial(ExpertActor, config.env)
+        execute_len = None
+    elif is_expert(run):
+        folder = config.out or Path(run) / f"eval-{config.env}"
+        name, training_log, make_actor = "expert", [], partial(TrainedExpertActor, Path(run))
         execute_len = None
     else:
         checkpoint = Checkpoint.read(run)
@@ -118,6 +122,12 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
     (folder / "episodes.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     write_report(folder / "report.html", summary, records, training_log, filmed)
     return Evaluation(summary, tuple(episodes), folder)
+
+
+def is_expert(run: str) -> bool:
+    """Whether a run or checkpoint is of `robostack expert`."""
+    path = Path(run)
+    return (path / "expert.json").is_file() or any(path.glob("checkpoints/*/expert.json"))
 
 
 def _policy_actor(checkpoint: Path, config: EvalConfig) -> PolicyActor:

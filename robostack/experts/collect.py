@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -25,6 +26,7 @@ from robostack.experts import Expert, make_expert
 from robostack.processes import cores, worker_pool
 from robostack.provenance import describe_run
 
+KINETIX_NAMES = ("motor0", "motor1", "motor2", "motor3", "thruster0", "thruster1")
 POSE_NAMES, POSE_UNITS = ("x", "y", "z", "qw", "qx", "qy", "qz"), ("m", "m", "m", "1", "1", "1", "1")
 
 
@@ -41,11 +43,16 @@ class CollectConfig:
     out: Path
     """Data set to write; must not exist yet."""
     episodes: int = 50
-    """Episodes to keep: successful ones, unless `noise` is given."""
+    """Episodes to keep: successful ones, unless `noise` or more than one `expert` is given."""
     seed: int = 0
     """Seed of the first episode; the next has the next number."""
     cameras: tuple[str, ...] = ()
     """Cameras to record, as NAME or NAME:HEIGHTxWIDTH, such as top_zoom:64x64."""
+    expert: tuple[Path, ...] = ()
+    """Where no expert is scripted: run or checkpoint of `robostack expert`. Of n of them, episode k is played by number
+    k mod n, for data of mixed quality, and is kept whether it succeeds or not."""
+    observe: tuple[str, ...] = ("observation.state",)
+    """With `expert`: observations to record, of observation.state, .entities and .images.view."""
     noise: tuple[float, ...] = ()
     """Deviations in radians of a smooth disturbance of the commanded joints, for data of mixed quality: episode k has
     level k mod n of these n, and is kept whether it succeeds or not."""
@@ -59,6 +66,15 @@ class CollectConfig:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not all(0 <= level < np.inf for level in self.noise):
             raise ValueError(f"noise must be finite and not negative, got {self.noise}")
+        if self.expert and (self.noise or self.cameras):
+            raise ValueError("noise and cameras are for scripted experts, got them with --expert")
+        if not self.observe:
+            raise ValueError("observe must name at least one observation, got none")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether episodes are kept that fail."""
+        return bool(self.noise) or len(self.expert) > 1
 
     def noise_of(self, seed: int) -> float:
         """The deviation of the disturbance in the episode of a seed."""
@@ -81,21 +97,27 @@ def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda 
     for an unknown environment or camera, CollectionError when more than half of the undisturbed demonstrations fail.
     """
     cameras = tuple(parse_camera(text) for text in config.cameras)
-    make_expert(config.env)  # a wrong name is told before anything is written
+    if config.expert:
+        envs.resolve(config.env)
+    else:
+        make_expert(config.env)  # a wrong name is told before anything is written
     if config.out.exists():
         raise FileExistsError(f"{config.out} already exists: choose another path or remove it first")
     done = Collected(0, 0)
     writer: EpisodeWriter | None = None
     undisturbed = Counter[bool]()  # how many succeeded and failed
-    for seed, (episode, task, fps, robot) in enumerate(_demonstrations(config, cameras), start=config.seed):
+    demonstrations = _played(config) if config.expert else _demonstrations(config, cameras)
+    for seed, (episode, task, fps, robot) in enumerate(demonstrations, start=config.seed):
         if writer is None:
-            settings = {**asdict(config), "out": str(config.out), "workers": None}
+            paths = {"out": str(config.out), "expert": [str(path) for path in config.expert]}
+            settings = {**asdict(config), **paths, "workers": None}
             provenance = {"collected": settings, "seeds": [config.seed, config.seed], **describe_run()}
-            writer = EpisodeWriter(config.out, _features(episode), fps, provenance, robot)
+            writer = EpisodeWriter(config.out, _features(episode, robot), fps, provenance, robot)
         succeeded = bool(episode["next.success"][-1])
-        kept = succeeded or bool(config.noise)
+        kept = succeeded or config.mixed
         done = Collected(done.kept + kept, done.failed + (not succeeded))
-        if config.noise_of(seed) == 0.0:  # what a disturbance spoils is no fault of the expert's
+        # What a disturbance spoils is no fault of the expert's, and a mixture is meant to have bad ones.
+        if config.noise_of(seed) == 0.0 and len(config.expert) < 2:
             undisturbed[succeeded] += 1
             if undisturbed[False] > max(10, undisturbed[True]):
                 tried = undisturbed.total()
@@ -131,6 +153,56 @@ def _demonstrations(config: CollectConfig, cameras: Sequence[Camera]) -> Iterato
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _played(config: CollectConfig) -> Iterator[Demonstration]:
+    """Episodes of trained experts for rising seeds without end, many at once in one program."""
+    from robostack.experts.ppo_expert import PpoExpert
+
+    experts = [PpoExpert.load(path) for path in config.expert]
+    kind = envs.vector_class(config.env)
+    worlds: Any = envs.make_vector(config.env, kind.together, **kind.evaluation)
+    for first in count(config.seed, kind.together):
+        seeds = range(first, first + kind.together)
+        players = (np.arange(kind.together) + first - config.seed) % len(experts)
+        for episode in play_together(worlds, experts, players, seeds, config.observe):
+            yield episode, worlds.task, worlds.metadata["render_fps"], worlds.robot
+
+
+def play_together(
+    worlds: Any, experts: Sequence[Any], players: np.ndarray, seeds: Sequence[int], observe: Sequence[str]
+) -> list[dict[str, np.ndarray]]:
+    """An episode in every row of a vector environment of Kinetix, row i by experts[players[i]] from seeds[i].
+
+    Row t of an observation is what was seen before action t; the actions are those that the expert asked for, before
+    the environment's noise on them. Raises ValueError for an observation that there is not.
+    """
+    wanted = dict.fromkeys(("observation.state", *observe), ())
+    worlds.reset(seed=list(seeds))
+    steps: list[dict[str, np.ndarray]] = []
+    lengths = np.zeros(len(seeds), dtype=int)
+    while not lengths.all():
+        seen = worlds.look(wanted)
+        if unknown := [key for key in observe if key not in seen]:
+            raise ValueError(f"{worlds.task}: there is no {unknown[0]} to record, only {', '.join(seen)}")
+        actions = np.zeros(worlds.action_space.shape, np.float32)
+        for number, expert in enumerate(experts):
+            rows = players == number
+            actions[rows] = expert.act({key: values[rows] for key, values in seen.items()})
+        _, rewards, terminated, truncated, info = worlds.step(actions)
+        steps.append(
+            {
+                **{key: seen[key] for key in observe},
+                "action": actions,
+                "next.reward": rewards.astype(np.float32),
+                "next.success": info["success"].astype(bool),
+            }
+        )
+        lengths[(terminated | truncated) & (lengths == 0)] = len(steps)
+    return [
+        {key: np.stack([step[key][i] for step in steps[:length]]) for key in steps[0]}
+        for i, length in enumerate(lengths)
+    ]
+
+
 _worker: tuple[gym.Env, Expert, tuple[Camera, ...]] | None = None
 
 
@@ -146,11 +218,10 @@ def _demonstrate(seed: int, noise: float) -> Demonstration:
     return episode, env.get_wrapper_attr("task"), env.metadata["render_fps"], env.get_wrapper_attr("robot")
 
 
-def _features(episode: dict[str, np.ndarray]) -> dict[str, Feature]:
-    named: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-        "observation.state": (ARM_NAMES, ARM_UNITS),
-        "action": (ARM_NAMES, ARM_UNITS),
-    }
+def _features(episode: dict[str, np.ndarray], robot: str) -> dict[str, Feature]:
+    named: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {"action": (KINETIX_NAMES, ("1",) * len(KINETIX_NAMES))}
+    if robot == "aloha":
+        named = dict.fromkeys(("observation.state", "action"), (ARM_NAMES, ARM_UNITS))
     if "observation.environment_state" in episode:
         objects = episode["observation.environment_state"].shape[1] // len(POSE_NAMES)
         names = tuple(f"object{i}_{name}" for i in range(objects) for name in POSE_NAMES)
