@@ -77,6 +77,50 @@ def collect(arguments: list[str]) -> int:
     return 0
 
 
+def expert(arguments: list[str]) -> int:
+    """robostack expert: an expert by reinforcement where none is scripted; --resume RUN continues."""
+    if arguments[:1] == ["--resume"]:
+        if len(arguments) != 2:
+            raise ValueError("--resume takes the folder of a run and nothing else: its settings are its own")
+        from robostack.experts.ppo_training import resume
+
+        return _expert(Path(arguments[1]), lambda *told: resume(Path(arguments[1]), *told))
+
+    from robostack.experts.ppo_config import ExpertConfig, level_of
+
+    config = _parse("expert", Annotated[ExpertConfig, OmitArgPrefixes], arguments)
+    level_of(config.env)  # a wrong name is told before JAX is imported
+    from robostack.experts.ppo_training import train as run
+
+    return _expert(config.out, lambda *told: run(config, *told))
+
+
+def _expert(out: Path, run: Callable[[Callable[[Any], None], Callable[[int, str], None]], Path]) -> int:
+    from robostack.progress import Bar
+
+    with Bar(console, "training") as bar:
+        solved, updates = "no episode yet", 1
+
+        def report(done: Any) -> None:
+            nonlocal solved, updates
+            updates = done.updates
+            if done.solved is not None:
+                solved = f"{done.solved:.0%} of {done.episodes} episodes solved"
+            bar.update(done.update, updates, f"{solved}, {done.steps_per_s:,.0f} steps/s")
+
+        def stage(update: int, what: str) -> None:
+            bar.update(update, max(update, updates), f"{what}; {solved}")
+
+        run(report, stage)
+    from robostack.experts.ppo_checkpoint import ExpertCheckpoint
+
+    reached = ExpertCheckpoint.read(out).evaluation
+    low, high = reached["success_interval"]
+    share = f"{reached['success']:.1%} (95 % interval {low:.1%} to {high:.1%})"
+    console.print(f"{out}: solves {share} of {reached['episodes']} fresh episodes", highlight=False)
+    return 0
+
+
 def convert(arguments: list[str]) -> int:
     """robostack convert SRC DST: between robostack, LeRobot, ALOHA HDF5, Diffusion Policy Zarr."""
     from robostack.datasets.convert import ConvertConfig, Progress
@@ -309,6 +353,7 @@ def doctor(arguments: list[str]) -> int:
 VERBS: Mapping[str, tuple[Callable[[list[str]], int], str]] = {
     "demo": (demo, "the main job, end to end, on the CPU"),
     "collect": (collect, "demonstrations from the environment's expert"),
+    "expert": (expert, "an expert by reinforcement (PPO), where none is scripted; --resume RUN continues"),
     "convert": (convert, "between robostack, LeRobot, ALOHA HDF5, Diffusion Policy Zarr"),
     "inspect": (inspect, "what is in a data set or a checkpoint, and what is wrong with it"),
     "train": (train, "a policy from demonstrations; --resume RUN continues"),

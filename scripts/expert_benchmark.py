@@ -1,0 +1,232 @@
+"""Which Kinetix levels PPO solves, at what cost, and what delay does to its experts: docs/results/experts.md.
+
+    .venv/bin/python scripts/expert_benchmark.py             every level that is not done yet
+    .venv/bin/python scripts/expert_benchmark.py --only s/h6_unicycle_right
+
+One level after the other, each by `robostack expert` on one core. Runs are kept below runs/experts/; what is done is
+not done again, an interrupted run goes on, and the page is written anew after every level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robostack.experts.ppo_checkpoint import ExpertCheckpoint
+from robostack.experts.ppo_expert import PpoExpert, play
+from robostack.experts.ppo_training import EVALUATION_SEED, read_log, world_of
+
+RUNS, RESULTS = Path("runs/experts"), Path("docs/results")
+DELAYS = (0, 1, 2, 3)
+SOLVED, ENOUGH = 0.8, 128  # a level counts as solved at this share of so many episodes in a row
+
+
+@dataclass(frozen=True)
+class Case:
+    """A level and how long it is tried."""
+
+    level: str
+    updates: int
+    dynamic: bool = False
+    """Whether it has to be balanced or flown, so that old observations hurt."""
+
+    @property
+    def run(self) -> Path:
+        return RUNS / self.level.replace("/", "-")
+
+    @property
+    def command(self) -> list[str]:
+        env = f"kinetix-{self.level.replace('/', '-')}"
+        return ["expert", "--env", env, "--out", str(self.run), "--updates", str(self.updates)]
+
+
+CASES = (
+    Case("s/h6_unicycle_right", 64, dynamic=True),
+    Case("s/h7_unicycle_left", 64, dynamic=True),
+    Case("s/h8_unicycle_balance", 128, dynamic=True),
+    Case("s/h2_one_wheel_car", 128),
+    Case("s/h5_rotate_fall", 128),
+    Case("s/h3_point_the_thruster", 128, dynamic=True),
+    Case("s/h4_thrust_aim", 128, dynamic=True),
+    Case("s/h0_weak_thrust", 128),
+    Case("m/h0_unicycle", 64, dynamic=True),
+    Case("m/h1_car_left", 64),
+    Case("m/h12_thrustfall_left", 64, dynamic=True),
+    Case("l/h17_unicycle", 64, dynamic=True),
+    Case("l/hard_lunar_lander", 64, dynamic=True),
+    Case("l/h4_cartpole", 64, dynamic=True),
+)
+
+Record = dict[str, Any]
+"""What came of a level: cost, success, success under delay, and the curve."""
+
+
+def main() -> None:
+    """Trains what is missing, and writes docs/results/experts.md, .json and .svg after every level."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[""], help="levels that begin so; others keep their results")
+    parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)), help="the core to train on")
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, {arguments.core})
+    records = _earlier()
+    for case in CASES:
+        if case.level in records or not case.level.startswith(tuple(arguments.only)):
+            continue
+        _train(case)
+        records[case.level] = _measure(case)
+        _write([records[case.level] for case in CASES if case.level in records])
+    _write([records[case.level] for case in CASES if case.level in records])
+
+
+def _earlier() -> dict[str, Record]:
+    """The results that stand written, of levels that are still to be trained in the same way."""
+    path = RESULTS / "experts.json"
+    found = {record["level"]: record for record in json.loads(path.read_text())} if path.exists() else {}
+    wanted = {case.level: case.command for case in CASES}
+    return {level: record for level, record in found.items() if wanted.get(level) == record["command"]}
+
+
+def _train(case: Case) -> None:
+    arguments = case.command
+    if list(case.run.glob("checkpoints/*/expert.json")):
+        if ExpertCheckpoint.read(case.run).update == case.updates:
+            return
+        arguments = ["expert", "--resume", str(case.run)]
+    elif case.run.exists():  # interrupted before its first checkpoint
+        (case.run / "log.jsonl").unlink(missing_ok=True)
+        case.run.rmdir()
+    print("robostack", *arguments, flush=True)
+    program = [sys.executable, "-c", "from robostack.cli import main; raise SystemExit(main())", *arguments]
+    subprocess.run(program, check=True, stderr=subprocess.DEVNULL if not sys.stderr.isatty() else None)
+
+
+def _measure(case: Case) -> Record:
+    """Reads what training left, and plays the dynamic levels on old observations."""
+    checkpoint = ExpertCheckpoint.read(case.run)
+    log = read_log(case.run)
+    record: Record = {
+        "level": case.level,
+        "dynamic": case.dynamic,
+        "command": case.command,
+        "updates": checkpoint.update,
+        "env_steps": log[-1]["env_steps"],
+        "cpu_s": log[-1]["cpu_s"],
+        "cpu_s_to_80": cpu_s_to(log),
+        "mean_length": checkpoint.evaluation["mean_length"],
+        "success": checkpoint.evaluation["success"],
+        "success_interval": checkpoint.evaluation["success_interval"],
+        "episodes": checkpoint.evaluation["episodes"],
+        "qualities": [
+            {"update": at.update, "cpu_s": at.training["cpu_s"], "success": at.evaluation["success"]}
+            for at in map(ExpertCheckpoint.read, sorted(case.run.glob("checkpoints/update-*")))
+        ],
+        "curve": [[line["cpu_s"], line["solved"], line["episodes"]] for line in log],
+        **{key: checkpoint.training[key] for key in ("commit", "machine", "date")},
+    }
+    if case.dynamic:
+        world, start = world_of(checkpoint.config)
+        acting, config = PpoExpert(checkpoint).acting, checkpoint.config
+        steps, seed = config.ppo.max_episode_steps, EVALUATION_SEED + config.seed
+        record["delayed"] = [play(world, start, acting, config.evaluation_episodes, steps, seed, d) for d in DELAYS]
+    return record
+
+
+def cpu_s_to(log: Sequence[Mapping[str, Any]]) -> float | None:
+    """CPU seconds of training until 80 % of the last 128 episodes or more were solved by the exploring policy."""
+    for end in range(1, len(log) + 1):
+        solved = episodes = 0.0
+        for line in reversed(log[:end]):
+            solved, episodes = solved + (line["solved"] or 0.0) * line["episodes"], episodes + line["episodes"]
+            if episodes >= ENOUGH:
+                break
+        if episodes >= ENOUGH and solved >= SOLVED * episodes:
+            return log[end - 1]["cpu_s"]
+    return None
+
+
+def _write(records: Sequence[Record]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "experts.json").write_text(json.dumps(records, indent=None).replace('{"level"', '\n{"level"') + "\n")
+    _draw(records)
+    missing = len(CASES) - len(records)
+    note = f"**{missing} of {len(CASES)} levels are still to be trained.**\n\n" if missing else ""
+    commits = ", ".join(dict.fromkeys(record["commit"] for record in records))
+    (RESULTS / "experts.md").write_text(
+        "# Experts by reinforcement in Kinetix\n\n"
+        "PPO with the same settings in every level (the defaults of `robostack expert`, training seed 0; only the "
+        "number of updates differs, 8,192 steps each), one core, actions with noise of deviation 0.1 in training and "
+        "evaluation. All levels that were tried are listed.\n\n"
+        f"{note}{_table(records)}\n\n"
+        "*Success*: of the deterministic policy (mean action) at the end of training, over 256 episodes with fresh "
+        "noise; brackets are 95 % Wilson intervals. *CPU s to 80 %*: until the exploring policy solved 80 % of its "
+        "last 128 episodes. CPU seconds are those of updates: compiling (some 33 s a world size, 7 from the cache) "
+        "and evaluating are left out.\n\n"
+        "## Old observations\n\n"
+        "Success of the same experts if an action follows from what was seen d steps (of 1/30 s) before.\n\n"
+        f"{_delay_table(records)}\n\n"
+        "## Learning\n\n![share of solved episodes over CPU seconds](experts.svg)\n\n"
+        f"Command: `scripts/benchmark_experts`, {records[-1]['machine']}, one core, commits {commits}, until "
+        f"{max(record['date'] for record in records)}. All figures: `experts.json`.\n"
+    )
+
+
+def _table(records: Sequence[Record]) -> str:
+    lines = [
+        "| level | success | steps to the end | CPU s to 80 % | CPU s | environment steps | steps / CPU s "
+        "| at the checkpoints before |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        to = "–" if r["cpu_s_to_80"] is None else f"{r['cpu_s_to_80']:.0f}"
+        before = ", ".join(f"{quality['success']:.0%}" for quality in r["qualities"][:-1])
+        lines.append(
+            f"| {r['level']} | {_share(r)} | {r['mean_length']:.0f} | {to} | {r['cpu_s']:.0f} | {r['env_steps']:,} "
+            f"| {r['env_steps'] / r['cpu_s']:,.0f} | {before} |"
+        )
+    return "\n".join(lines)
+
+
+def _delay_table(records: Sequence[Record]) -> str:
+    lines = ["| level | " + " | ".join(f"d = {d}" for d in DELAYS) + " |", "|---" * (len(DELAYS) + 1) + "|"]
+    lines += [
+        f"| {r['level']} | " + " | ".join(_share(delayed) for delayed in r["delayed"]) + " |"
+        for r in records
+        if "delayed" in r
+    ]
+    return "\n".join(lines)
+
+
+def _draw(records: Sequence[Record]) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "robostack"  # the same file for the same figures
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    for i, record in enumerate(records):
+        seen = [(cpu_s, solved) for cpu_s, solved, _ in record["curve"] if solved is not None]
+        axes.plot(*zip(*seen, strict=True), label=record["level"], linestyle=("-", "--")[i // 10], linewidth=1.2)
+    axes.set(
+        xscale="log", xlabel="CPU s of training", ylabel="solved, of the episodes of an update", ylim=(-0.02, 1.02)
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.savefig(RESULTS / "experts.svg", bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _share(result: Mapping[str, Any]) -> str:
+    low, high = result["success_interval"]
+    return f"{result['success']:.0%} [{low:.0%}, {high:.0%}]"
+
+
+if __name__ == "__main__":
+    main()
