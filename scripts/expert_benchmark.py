@@ -48,18 +48,18 @@ class Case:
 
 
 CASES = (
-    Case("s/h6_unicycle_right", 64, dynamic=True),
-    Case("s/h7_unicycle_left", 64, dynamic=True),
-    Case("s/h8_unicycle_balance", 128, dynamic=True),
+    Case("s/h6_unicycle_right", 32, dynamic=True),
+    Case("s/h7_unicycle_left", 32, dynamic=True),
+    Case("s/h8_unicycle_balance", 32, dynamic=True),
     Case("s/h2_one_wheel_car", 128),
     Case("s/h5_rotate_fall", 128),
     Case("s/h3_point_the_thruster", 128, dynamic=True),
     Case("s/h4_thrust_aim", 128, dynamic=True),
     Case("s/h0_weak_thrust", 128),
     Case("m/h0_unicycle", 64, dynamic=True),
-    Case("m/h1_car_left", 64),
+    Case("m/h1_car_left", 32),
     Case("m/h12_thrustfall_left", 64, dynamic=True),
-    Case("l/h17_unicycle", 64, dynamic=True),
+    Case("l/h17_unicycle", 32, dynamic=True),
     Case("l/hard_lunar_lander", 64, dynamic=True),
     Case("l/h4_cartpole", 64, dynamic=True),
 )

@@ -27,6 +27,7 @@ from robostack.experts.ppo_training import read_log, resume, train
 
 ENV = "kinetix-s-h6_unicycle_right"
 TINY = PpoConfig(worlds=8, steps=8, epochs=2, minibatches=2, widths=(16,), max_episode_steps=12, normalise=True)
+SIMPLE = PpoConfig(worlds=32, steps=16, minibatches=4, widths=(16,), max_episode_steps=20)
 
 
 def config(out: Path) -> ExpertConfig:
@@ -61,6 +62,9 @@ class Line:
 
     def observe(self, state: Place) -> dict[str, jax.Array]:
         return {"observation.state": jnp.stack([state.x, state.x**2])}
+
+
+LINE = Line()
 
 
 def line_start() -> Start:
@@ -135,13 +139,12 @@ def test_probabilities_are_those_of_the_used_actions() -> None:
 
 
 def test_a_simple_problem_is_learned() -> None:
-    world, start = Line(), line_start()
-    ppo = PpoConfig(worlds=32, steps=16, minibatches=4, widths=(16,), max_episode_steps=20, learning_rate=3e-3)
-    learner = Learner.initial(world, start, ppo, seed=0)
+    world, start = LINE, line_start()
+    learner = Learner.initial(world, start, SIMPLE, seed=0)
     before = play(world, start, Acting(learner.network, learner.statistics, start.used), 64, 20, seed=1)
     solved = []
     for _ in range(30):
-        learner, metrics = update_program(world, ppo)(start, learner, jnp.float32(3e-3))
+        learner, metrics = update_program(world, SIMPLE)(start, learner, jnp.float32(3e-3))
         solved.append(metrics.solved.item())
     after = play(world, start, Acting(learner.network, learner.statistics, start.used), 64, 20, seed=1)
     assert before["success"] < 0.2 and after["success"] > 0.9
@@ -211,10 +214,11 @@ def test_a_resumed_run_goes_on_bit_for_bit_and_another_seed_differs(run: Path, t
 
 
 def test_the_same_seed_gives_the_same_update() -> None:
-    world, start = Line(), line_start()
+    start = line_start()
 
     def after(seed: int) -> np.ndarray:
-        learner, _ = update_program(world, TINY)(start, Learner.initial(world, start, TINY, seed), jnp.float32(1e-3))
+        begun = Learner.initial(LINE, start, SIMPLE, seed)
+        learner, _ = update_program(LINE, SIMPLE)(start, begun, jnp.float32(1e-3))
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(learner)])
 
     assert (after(0) == after(0)).all() and (after(0) != after(1)).any()
