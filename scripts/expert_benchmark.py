@@ -12,16 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robostack.experts.ppo_checkpoint import ExpertCheckpoint
+from robostack.experts.ppo_config import ExpertConfig
 from robostack.experts.ppo_expert import PpoExpert, play
-from robostack.experts.ppo_training import EVALUATION_SEED, read_log, world_of
+from robostack.experts.ppo_training import EVALUATION_SEED, read_log, resume, train, world_of
 
 RUNS, RESULTS = Path("runs/experts"), Path("docs/results")
 DELAYS = (0, 1, 2, 3)
@@ -42,9 +42,12 @@ class Case:
         return RUNS / self.level.replace("/", "-")
 
     @property
+    def env(self) -> str:
+        return f"kinetix-{self.level.replace('/', '-')}"
+
+    @property
     def command(self) -> list[str]:
-        env = f"kinetix-{self.level.replace('/', '-')}"
-        return ["expert", "--env", env, "--out", str(self.run), "--updates", str(self.updates)]
+        return ["expert", "--env", self.env, "--out", str(self.run), "--updates", str(self.updates)]
 
 
 CASES = (
@@ -94,17 +97,16 @@ def _earlier() -> dict[str, Record]:
 
 
 def _train(case: Case) -> None:
-    arguments = case.command
+    """In this process, so that levels of one size share their compiled programs."""
     if list(case.run.glob("checkpoints/*/expert.json")):
-        if ExpertCheckpoint.read(case.run).update == case.updates:
-            return
-        arguments = ["expert", "--resume", str(case.run)]
-    elif case.run.exists():  # interrupted before its first checkpoint
-        (case.run / "log.jsonl").unlink(missing_ok=True)
-        case.run.rmdir()
-    print("robostack", *arguments, flush=True)
-    program = [sys.executable, "-c", "from robostack.cli import main; raise SystemExit(main())", *arguments]
-    subprocess.run(program, check=True, stderr=subprocess.DEVNULL if not sys.stderr.isatty() else None)
+        if ExpertCheckpoint.read(case.run).update < case.updates:
+            print("robostack expert --resume", case.run, flush=True)
+            resume(case.run)
+        return
+    if case.run.exists():  # interrupted before its first checkpoint
+        shutil.rmtree(case.run)
+    print("robostack", *case.command, flush=True)
+    train(ExpertConfig(case.env, case.run, updates=case.updates))
 
 
 def _measure(case: Case) -> Record:

@@ -26,7 +26,7 @@ class PpoConfig:
     """Hidden layers of actor and critic, which share none."""
     normalise: bool = False
     """Observations by their running mean and variance. Kinetix's are of about unit size as they are, and centring
-    them slowed learning: s/h6_unicycle_right takes 5 CPU s to 80 % without and 48 with it."""
+    them slows learning: s/h6_unicycle_right takes 5 CPU s to 80 % without, and more than 40 with it."""
     deviation: float = 1.0
     """Standard deviation of the actions at the start; learned from there, one number an action."""
     learning_rate: float = 5e-4
