@@ -107,14 +107,23 @@ POLICY_TRAINING: Mapping[str, tuple[int, tuple[str, ...]]] = {
 
 
 def policy_runs(folder: Path) -> list[Run]:
-    """Every policy on both tasks, three training seeds each, on the same 50 demonstrations of each task."""
-    return [
+    """Every policy on both tasks, three training seeds each, on the same 50 demonstrations of each task; and the U-Net
+    of `diffusion`, whose steps take several times as long as the transformer's, with one training seed."""
+    runs = [
         Run(
             f"{policy}, {TASKS[env]}",
             Recipe(policy, env, folder / env, folder / f"{policy}-{env}-{seed}", 50, steps, train=flags, seed=seed),
         )
         for seed in range(3)
         for policy, (steps, flags) in POLICY_TRAINING.items()
+        for env in TASKS
+    ]
+    unet = ("--policy.network", "unet", "--batch", "64")
+    return runs + [
+        Run(
+            f"U-Net of diffusion, {TASKS[env]}",
+            Recipe("diffusion", env, folder / env, folder / f"unet-{env}-0", 50, 1000, train=unet),
+        )
         for env in TASKS
     ]
 
