@@ -36,7 +36,9 @@ from robostack.recipes import Recipe
 ENV = "aloha-transfer-cube"
 LEFT = Fingertips(("left",))
 TRAY = Below(height=0.24)
-BALL = Sphere(centre=(-0.15, 0.5, 0.266), radius=0.025)  # the start of an episode lies just outside
+# Between where the fingertip starts, 5.8 cm away, and where it waits, 4.6 cm away: with its clearance it must hold
+# neither, or the arm would leap out of it at once.
+BALL = Sphere(centre=(-0.137, 0.5, 0.273), radius=0.02)
 WRIST, LOWEST = 4, -0.6
 """Of an action, left_wrist_angle: it goes down to -0.65 rad."""
 
@@ -58,7 +60,7 @@ def wrist_limit(clearance: float) -> Tensor:
 
 CONSTRAINTS = {
     "tray": Constraint(lambda state: TRAY.depth(LEFT(state)), keep_out(TRAY, LEFT, clearance=0.016, softness=0.02)),
-    "ball": Constraint(lambda state: BALL.depth(LEFT(state)), keep_out(BALL, LEFT, clearance=0.035, softness=0.015)),
+    "ball": Constraint(lambda state: BALL.depth(LEFT(state)), keep_out(BALL, LEFT, clearance=0.02, softness=0.01)),
     "wrist": Constraint(
         lambda state: wrist_limit(0.0) - state, limits(wrist_limit(0.05), torch.full((14,), torch.inf), softness=0.01)
     ),
@@ -106,13 +108,16 @@ def main() -> None:
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
     lines = [study(made.run, name, added, seeds) for name in arguments.constraints for added in (False, True)]
     if arguments.seed == FRESH:
-        write(lines, made)
+        path = RESULTS / "composition.json"
+        earlier = json.loads(path.read_text()) if path.exists() else []
+        write([line for line in earlier if line["constraint"] not in arguments.constraints] + lines, made)
 
 
 def write(lines: Sequence[dict[str, Any]], made: Recipe) -> None:
     """docs/results/composition.md and .json."""
-    run = describe_run()
-    (RESULTS / "composition.json").write_text(json.dumps({"runs": lines, **run}, indent=1) + "\n")
+    lines = sorted(lines, key=lambda line: (list(CONSTRAINTS).index(line["constraint"]), line["added"]))
+    (RESULTS / "composition.json").write_text(json.dumps(lines, indent=1) + "\n")
+    commits, latest = ", ".join(dict.fromkeys(line["commit"] for line in lines)), max(line["date"] for line in lines)
     rows = [
         "| constraint | its energy | task done | at the end | episodes that broke it | steps | deepest, mean "
         "| chunk, ms |",
@@ -129,13 +134,13 @@ def write(lines: Sequence[dict[str, Any]], made: Recipe) -> None:
     page = (
         "# Energies add: constraints that the policy was never told of\n\n"
         f"An energy policy trained on {made.demonstrations} demonstrations of transfer cube, each of which breaks "
-        "every constraint: the left fingertip stays above 0.24 m (tray), keeps out of a ball of 2.5 cm radius on its "
+        "every constraint: the left fingertip stays above 0.24 m (tray), keeps out of a ball of 2 cm radius on its "
         "way (ball), the left wrist stays above -0.6 rad (wrist). At run time the constraint's energy is added to the "
         "policy's. *Deepest*: how far beyond the constraint the arm was at most, negative where it kept clear, "
         f"averaged over episodes.\n\n{chr(10).join(rows)}\n\n{lines[0]['episodes']} episodes of seeds that nothing was "
         "trained or tuned on, one training seed; brackets are 95 % Wilson intervals.\n"
         f"Commands: `scripts/benchmark_composition`, which trains by `robostack {shlex.join(made.train_command())}`; "
-        f"{run['machine']}, commit {run['commit']}, {run['date']}. All figures: `composition.json`.\n"
+        f"{lines[0]['machine']}, commit {commits}, until {latest}. All figures: `composition.json`.\n"
     )
     (RESULTS / "composition.md").write_text(page)
 
@@ -168,6 +173,7 @@ def study(run: Path, name: str, added: bool, seeds: range) -> dict[str, Any]:
         "excess_mean": float(np.mean(depths)),
         "excess_max": float(np.max(depths)),
         "latency_ms_p50": float(np.median(latencies)),
+        **describe_run(),
     }
     print(json.dumps(line), flush=True)
     return line
