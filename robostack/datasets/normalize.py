@@ -45,6 +45,9 @@ class Normalizer:
         return values * _like(self.scale, values) + _like(self.offset, values)
 
 
+MOST_NAMED = 16
+
+
 def warn_of_floored(
     key: str,
     statistics: Statistics,
@@ -52,12 +55,14 @@ def warn_of_floored(
     normalization: Normalization = "mean_std",
     smallest: float = SMALLEST_SCALE,
 ) -> None:
-    """Warns, naming them, of entries that vary so little, as the normalisation sees it, that their scale is floored."""
+    """Warns of entries that vary so little, as the normalisation sees it, that their scale is floored: by name, or by
+    number where there are many."""
     still = [
         names[i] if names else str(i) for i, size in enumerate(_unit(statistics, normalization)[1]) if size < smallest
     ]
     if still:
-        warnings.warn(f"{key}: {', '.join(still)} hardly vary by {normalization}: scaled by {smallest}", stacklevel=2)
+        which = ", ".join(still) if len(still) <= MOST_NAMED else f"{len(still)} of {len(statistics.mean)} entries"
+        warnings.warn(f"{key}: {which} hardly vary by {normalization}: scaled by {smallest}", stacklevel=2)
 
 
 def _unit(statistics: Statistics, normalization: Normalization) -> tuple[tuple[float, ...], tuple[float, ...]]:

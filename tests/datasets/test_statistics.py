@@ -169,6 +169,12 @@ def test_a_joint_that_hardly_moves_is_named_and_not_blown_up(normalization) -> N
     assert np.abs(normalizer.forward(rows + np.array([0, 1e-3], np.float32))[:, 1]).max() < 1.0
 
 
+def test_many_entries_that_hardly_move_are_counted_and_not_listed() -> None:
+    rows = np.arange(20.0)[:, None] * np.eye(1, 41)
+    with pytest.warns(UserWarning, match="state: 40 of 41 entries hardly vary by mean_std: scaled by 0.01"):
+        warn_of_floored("state", Statistics.of(rows))
+
+
 def test_who_is_warned_of_depends_on_the_normalisation() -> None:
     """A finger that moves in one frame of 200 has a deviation, and yet both quantiles at rest."""
     rows = np.zeros((1000, 1))
