@@ -60,7 +60,7 @@ def wrist_limit(clearance: float) -> Tensor:
 
 CONSTRAINTS = {
     "tray": Constraint(lambda state: TRAY.depth(LEFT(state)), keep_out(TRAY, LEFT, clearance=0.016, softness=0.02)),
-    "ball": Constraint(lambda state: BALL.depth(LEFT(state)), keep_out(BALL, LEFT, clearance=0.02, softness=0.01)),
+    "ball": Constraint(lambda state: BALL.depth(LEFT(state)), keep_out(BALL, LEFT, clearance=0.026, softness=0.007)),
     "wrist": Constraint(
         lambda state: wrist_limit(0.0) - state, limits(wrist_limit(0.05), torch.full((14,), torch.inf), softness=0.01)
     ),
