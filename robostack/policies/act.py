@@ -172,8 +172,9 @@ class StateTokens(nn.Module):
         super().__init__()
         if sum(parts) != interface.state_dim:
             raise ValueError(f"state_parts {parts} must make up the state, which has {interface.state_dim} numbers")
-        if interface.cameras:
-            raise ValueError(f"state_parts see no cameras, and there are {', '.join(interface.cameras)}: leave it ()")
+        if interface.views:
+            there = ", ".join([*interface.cameras, *["entities"] * (interface.entities is not None)])
+            raise ValueError(f"state_parts see no cameras, and there are {there}: leave it ()")
         self.parts, self.tokens = parts, len(parts)
         self.state_in = nn.ModuleList(nn.Linear(part, width) for part in parts)
 

@@ -30,7 +30,7 @@ from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
 from robostack.serialize import from_json, to_json
 
-FORMAT = "robostack-checkpoint-3"
+FORMAT = "robostack-checkpoint-4"
 
 POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {
     "pi0": (Pi0Config, Pi0),

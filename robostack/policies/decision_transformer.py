@@ -174,9 +174,9 @@ class DecisionTransformer(nn.Module):
         seen = observation.seen
         batch, k = seen.shape
         tokens, counts = self.encoder(observation)
-        cameras = len(self.interface.cameras)
-        frames_shape = (batch, cameras, k, (tokens.shape[1] - k - 1) // (k * max(1, cameras)))
-        frames = tokens[:, k + 1 :].reshape(*frames_shape, -1 if cameras else tokens.shape[2])
+        views = self.interface.views
+        frames_shape = (batch, views, k, (tokens.shape[1] - k - 1) // (k * max(1, views)))
+        frames = tokens[:, k + 1 :].reshape(*frames_shape, -1 if views else tokens.shape[2])
         returns = torch.zeros_like(observation.state[..., 0])
         if self.config.conditioned:
             assert observation.returns_to_go is not None

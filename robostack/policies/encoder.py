@@ -1,7 +1,7 @@
-"""How a policy sees: one sequence of tokens for the state, the task and the pictures of every look.
+"""How a policy sees: one sequence of tokens for the state, the task, the pictures and the entities of every look.
 
-All policies take their image encoders from `make_image_encoder`; all but π0, whose prefix and expert have tokens of
-different widths, take everything from `ObservationEncoder`.
+All policies take their encoders from `make_image_encoder` and `make_entity_encoder`; all but π0, whose prefix and
+expert have tokens of different widths, take everything from `ObservationEncoder`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from robostack.core.entities import EntityEncoder
 from robostack.core.text import PADDING
 from robostack.core.vision import KeypointEncoder, PatchEncoder, Size
 from robostack.policies.protocol import Interface, Observation
@@ -20,7 +21,7 @@ from robostack.policies.protocol import Interface, Observation
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The image encoders; every camera has weights of its own. Both kinds give one token a picture."""
+    """The image encoders, of which every camera has its own, and that of entities. All give one token a look."""
 
     vision: Literal["keypoints", "vit"] = "keypoints"
     """A ConvNet with spatial softmax, or a vision transformer that is read in the same way."""
@@ -37,9 +38,14 @@ class EncoderConfig:
     """Width of a patch's token, in multiples of 4 · patch_heads."""
     patch_depth: int = 2
     patch_heads: int = 4
+    entity_width: int = 64
+    """Width of an entity's token, in multiples of entity_heads."""
+    entity_depth: int = 2
+    entity_heads: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("keypoints", "patch", "patch_width", "patch_depth", "patch_heads"):
+        counts = ("keypoints", "patch", "patch_width", "patch_depth", "patch_heads")
+        for name in (*counts, "entity_width", "entity_depth", "entity_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.crop is not None and min(self.crop) < 1:
@@ -48,6 +54,8 @@ class EncoderConfig:
             raise ValueError(f"channels must be multiples of 8, got {self.channels}")
         if self.patch_width % (4 * self.patch_heads):
             raise ValueError(f"patch_width must be a multiple of {4 * self.patch_heads}, got {self.patch_width}")
+        if self.entity_width % (2 * self.entity_heads):
+            raise ValueError(f"entity_width must be a multiple of {2 * self.entity_heads}, got {self.entity_width}")
 
 
 def make_image_encoder(config: EncoderConfig, size: Size, width: int) -> KeypointEncoder | PatchEncoder:
@@ -77,8 +85,17 @@ def make_image_encoder(config: EncoderConfig, size: Size, width: int) -> Keypoin
     assert_never(config.vision)
 
 
+def make_entity_encoder(config: EncoderConfig, interface: Interface, width: int) -> EntityEncoder | None:
+    """The encoder of a world's entities to one token of `width` numbers, where they are observed."""
+    if interface.entities is None:
+        return None
+    features = interface.entities[1]
+    return EntityEncoder(features, width, config.entity_width, config.entity_depth, config.entity_heads)
+
+
 class ObservationEncoder(nn.Module):
-    """Tokens, in this order: the state at each look, oldest first; the task; of each camera, each look's picture.
+    """Tokens, in this order: the state at each look, oldest first; the task; of each camera, each look's picture; the
+    entities at each look.
 
     Each look has an embedding of its own that is added to its tokens, so that a reader need not know the order.
     """
@@ -88,10 +105,12 @@ class ObservationEncoder(nn.Module):
         self.cameras = nn.ModuleDict(
             {name: make_image_encoder(config, size, width) for name, size in interface.cameras.items()}
         )
+        self.entities = make_entity_encoder(config, interface, width)
         self.state_in = nn.Sequential(nn.Linear(interface.state_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.word = nn.Embedding(interface.vocabulary, width, padding_idx=PADDING)
         self.look = nn.Parameter(0.02 * torch.randn(looks, width))
-        self.tokens = looks + 1 + looks * sum(_encoder(camera).tokens for camera in self.cameras.values())
+        views = [*map(_encoder, self.cameras.values()), *([] if self.entities is None else [self.entities])]
+        self.tokens = looks + 1 + looks * sum(view.tokens for view in views)
         """How many tokens there are."""
 
     def forward(
@@ -114,6 +133,11 @@ class ObservationEncoder(nn.Module):
             seen = (seen + self.look[:, None]).flatten(1, 2)
             tokens.append(seen.masked_fill(~present[..., None], 0.0))
             counts.append((present & observation.seen).repeat_interleave(encoder.tokens, dim=1))
+        if self.entities is not None:
+            assert observation.entities is not None
+            seen = self.entities(observation.entities.flatten(0, 1)).unflatten(0, (batch, looks))
+            tokens.append((seen + self.look[:, None]).flatten(1, 2))
+            counts.append(observation.seen)
         return torch.cat(tokens, dim=1), torch.cat(counts, dim=1)
 
 

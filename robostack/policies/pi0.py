@@ -23,7 +23,7 @@ from robostack.core.flow_training import TimeSampling, sample_time
 from robostack.core.text import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
-from robostack.policies.encoder import EncoderConfig, make_image_encoder
+from robostack.policies.encoder import EncoderConfig, make_entity_encoder, make_image_encoder
 from robostack.policies.protocol import Interface, Observation, check_lengths
 
 Prediction = Literal["velocity", "data"]
@@ -92,6 +92,7 @@ class Pi0(nn.Module):
         self.cameras = nn.ModuleDict(
             {name: make_image_encoder(config.encoder, size, prefix_width) for name, size in interface.cameras.items()}
         )
+        self.entities = make_entity_encoder(config.encoder, interface, prefix_width)
         self.state_in = nn.Linear(interface.state_dim, width)
         self.action_in = nn.Linear(config.actions_per_token * interface.action_dim, width)
         self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
@@ -146,16 +147,20 @@ class Pi0(nn.Module):
         return self.path.velocity_from_data(x_t, predicted, t, self.config.smallest_sigma)
 
     def encode_prefix(self, observation: Observation) -> Prefix:
-        """Keys and values of image and text tokens, which see each other and nothing else."""
+        """Keys and values of image, entity and text tokens, which see each other and nothing else."""
         text, inverse = observation.text, None
-        if not self.cameras:
-            # Without images the prefix depends on the task alone: encode each task of the batch once.
+        if not self.interface.views:
+            # Without them the prefix depends on the task alone: encode each task of the batch once.
             text, inverse = torch.unique(text, dim=0, return_inverse=True)
         tokens = [encoder(observation.images[name][:, -1]) for name, encoder in self.cameras.items()]
         seen = [
             observation.present[name][:, None].expand(-1, picture.shape[1])
             for name, picture in zip(self.cameras, tokens, strict=True)
         ]
+        if self.entities is not None:
+            assert observation.entities is not None
+            tokens.append(self.entities(observation.entities[:, -1]))
+            seen.append(observation.seen[:, -1:])
         valid = torch.cat([*seen, text != PADDING], dim=1)
         tokens = torch.cat([*tokens, self.word(text)], dim=1)
         blocks = torch.full((tokens.shape[1],), PREFIX, device=tokens.device)

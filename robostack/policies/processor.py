@@ -26,6 +26,7 @@ from robostack.datasets.windows import History, Moments, Windows, returns_to_go
 from robostack.policies.protocol import Interface, Observation
 
 STATE = "observation.state"
+ENTITIES = "observation.entities"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class Processor:
     scaling: Scaling
     largest_return: float | None = None
     """Of the training data, in size; None for a policy that sees no returns."""
+    entities: tuple[int, int] | None = None
+    """(places, features) of the largest world trained on, where entities are observed. Smaller ones leave places empty;
+    numbers stay as they are."""
 
     @staticmethod
     def of(
@@ -102,6 +106,8 @@ class Processor:
         for key in keys:
             if not any(key in store.features for store in stores):
                 stores[0].require([key])
+        entities = _entities(stores) if ENTITIES in keys else None
+        keys = tuple(key for key in keys if key != ENTITIES)
         rates = sorted({store.fps for store in stores})
         if rate is None and len(rates) > 1:
             raise DataError(f"the data sets have {', '.join(map(str, rates))} frames a second: give one with --rate")
@@ -111,7 +117,7 @@ class Processor:
                     for name, of in by_robot.items()}  # fmt: skip
         images = {key for key in keys for has in features.values() if key in has and has[key].is_image}
         state_keys = tuple(key for key in keys if key not in images)
-        if not state_keys:
+        if not state_keys and entities is None:
             raise DataError(f"{stores[0].path}: expected a state to observe, got {', '.join(keys) or 'no features'}")
         layouts = {
             key: Layout.of(key, {name: has[key] for name, has in features.items() if key in has})
@@ -129,35 +135,43 @@ class Processor:
             rate=rate or rates[0],
             scaling=scaling,
             largest_return=_largest_return(stores) if history.returns else None,
+            entities=entities,
         )
 
     @property
     def interface(self) -> Interface:
         return Interface(
-            state_dim=sum(self.state.values()),
+            state_dim=self._state_dim,
             action_dim=self.action_dim,
             words=self.vocabulary.length,
             vocabulary=self.vocabulary.size,
             cameras=self.cameras,
+            entities=self.entities,
         )
 
     @property
+    def _state_dim(self) -> int:
+        """At least one: layers of no numbers cannot be initialised, so that where there is no state it is a zero."""
+        return max(1, sum(self.state.values()))
+
+    @property
     def keys(self) -> tuple[str, ...]:
-        """All observation keys."""
+        """The observation keys in which data sets of one robot may not differ: all but the entities."""
         return (*self.state, *(IMAGES + name for name in self.cameras))
 
     def keys_of(self, robot: str) -> tuple[str, ...]:
         """The observation keys that a robot has to supply."""
         known = self.robots[robot]
         own = (*(key for key in self.state if key in known.places), *(IMAGES + name for name in known.cameras))
+        own = own if self.entities is None else (*own, ENTITIES)
         return own if STATE in own or not any(known.relative) else (*own, STATE)
 
     def shapes_of(self, robot: str) -> dict[str, tuple[int, ...]]:
         """The same with their shapes."""
         places = self.robots[robot].places
-        images = {IMAGES + name: (*size, 3) for name, size in self.cameras.items()}
+        shapes = {IMAGES + name: (*size, 3) for name, size in self.cameras.items()} | {ENTITIES: self.entities or ()}
         return {
-            key: images[key] if key in images else (len(places.get(key, places["action"])),)
+            key: shapes[key] if key in shapes else (len(places.get(key, places["action"])),)
             for key in self.keys_of(robot)
         }
 
@@ -192,14 +206,12 @@ class Processor:
         Raises DataError for a missing key, a wrong shape or values that are not finite.
         """
         known, (batch, looks) = self.robots[robot], moments.seen.shape
-        states = []
+        states = [] if self.state else [np.zeros((batch, looks, self._state_dim), np.float32)]
         for key, size in self.state.items():
             if key not in known.places:
                 states.append(np.zeros((batch, looks, size), np.float32))
                 continue
             rows = self._checked(moments, key, (batch, looks, len(known.places[key])))
-            if not np.isfinite(rows).all():
-                raise DataError(f"{key} is not finite: the sensor or the data is broken")
             unit = self._normalizers[robot][key].forward(rows.astype(np.float32, copy=False))
             states.append(_spread(unit, known.places[key], size))
         images, present = {}, {}
@@ -218,6 +230,7 @@ class Processor:
             seen=torch.from_numpy(moments.seen).to(device),
             past_actions=past * torch.from_numpy(moments.acted).to(device)[..., None],
             returns_to_go=self._scaled_returns(moments, device),
+            entities=self._placed_entities(moments, device),
         )
 
     def _checked(self, moments: Moments, key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -225,7 +238,21 @@ class Processor:
             raise DataError(f"the policy observes {key}, got only {', '.join(moments.observation)}")
         if (rows := moments.observation[key]).shape != shape:
             raise DataError(f"{key}: expected shape {shape}, got {rows.shape}")
+        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+            raise DataError(f"{key} is not finite: the sensor or the data is broken")
         return rows
+
+    def _placed_entities(self, moments: Moments, device: torch.device | str) -> Tensor | None:
+        if self.entities is None:
+            return None
+        came, (most, features) = moments.observation.get(ENTITIES, np.zeros(0)).shape, self.entities
+        places = came[2] if len(came) == 4 else 0
+        rows = self._checked(moments, ENTITIES, (*moments.seen.shape, places, features))
+        if places > most:
+            raise DataError(f"{ENTITIES}: the policy knows worlds of up to {most} entities, got {places}")
+        placed = np.zeros((*moments.seen.shape, most, features), np.float32)
+        placed[:, :, :places] = rows
+        return torch.from_numpy(placed).to(device)
 
     def _scaled_returns(self, moments: Moments, device: torch.device | str) -> Tensor | None:
         if self.largest_return is None:
@@ -286,6 +313,16 @@ def _largest_return(stores: Sequence[EpisodeStore]) -> float:
             f"{stores[0].path}: every reward is zero, and the policy is conditioned on the return: use others"
         )
     return largest
+
+
+def _entities(stores: Sequence[EpisodeStore]) -> tuple[int, int]:
+    """(places, features) of the largest world. Raises DataError where data sets have none, or others."""
+    shapes = {store.path: store.features[ENTITIES].shape for store in stores if ENTITIES in store.features}
+    places, features = ({shape[i : i + 1] for shape in shapes.values()} for i in (0, 1))
+    if len(shapes) < len(stores) or len(features) > 1 or any(len(shape) != 2 for shape in shapes.values()):
+        found = "; ".join(f"{store.path} {shapes.get(store.path, 'none')}" for store in stores)
+        raise DataError(f"expected {ENTITIES} of (places, features), with the same features everywhere, got {found}")
+    return max(places)[0], max(features)[0]
 
 
 def _cameras(keys: Sequence[str], features: Mapping[str, Mapping[str, Feature]]) -> dict[str, tuple[int, int]]:

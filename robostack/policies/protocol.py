@@ -33,6 +33,9 @@ class Observation:
     """The actions run between the first look and the present; zero before the start of the episode."""
     returns_to_go: Float[Tensor, "batch looks"] | None = None
     """What is still to be earned, in parts of the largest return of the training data; for a `History` that asks."""
+    entities: Float[Tensor, "batch looks places features"] | None = None
+    """What a world is made of, in any order: a row of numbers each, of which the first is 1; not normalised. Rows of
+    zeros are empty places."""
 
     @staticmethod
     def concatenate(parts: Sequence[Observation]) -> Observation:
@@ -40,6 +43,7 @@ class Observation:
         if len(parts) == 1:
             return parts[0]
         returns = [part.returns_to_go for part in parts if part.returns_to_go is not None]
+        entities = [part.entities for part in parts if part.entities is not None]
         return Observation(
             state=torch.cat([part.state for part in parts]),
             text=torch.cat([part.text for part in parts]),
@@ -48,6 +52,7 @@ class Observation:
             seen=torch.cat([part.seen for part in parts]),
             past_actions=torch.cat([part.past_actions for part in parts]),
             returns_to_go=torch.cat(returns) if returns else None,
+            entities=torch.cat(entities) if entities else None,
         )
 
 
@@ -63,6 +68,13 @@ class Interface:
     """Number of word ids, padding included."""
     cameras: Mapping[str, tuple[int, int]]
     """Camera name to (height, width) in pixels."""
+    entities: tuple[int, int] | None = None
+    """(places, features) of the worlds' entities, where they are observed."""
+
+    @property
+    def views(self) -> int:
+        """What has an encoder of its own beside the state: cameras, and the entities."""
+        return len(self.cameras) + (self.entities is not None)
 
 
 @runtime_checkable

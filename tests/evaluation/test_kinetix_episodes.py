@@ -145,6 +145,14 @@ def test_an_evaluation_counts_only_the_episodes_it_was_asked_for(run: Path) -> N
     assert frames.shape[1:] == (500, 500, 3) and len(frames) <= STEPS / 2
 
 
+def test_a_policy_of_entities_looks_at_them_in_its_episodes(tmp_path: Path) -> None:
+    expert, observe = (Path("0.2"), Path("1.0")), ("observation.entities",)
+    collect(CollectConfig(ENV, tmp_path / "data", episodes=2, expert=expert, observe=observe))
+    path = train("pi0", POLICY, TrainConfig((tmp_path / "data",), tmp_path / "run", steps=2, batch=4, threads=1))
+    episodes = run_together(make_worlds(ENV), PolicyActor(path), range(4))
+    assert len({e.total_reward for e in episodes}) == 4
+
+
 def test_a_trained_expert_is_evaluated_like_a_policy(tmp_path: Path) -> None:
     folder = tmp_path / "1.0"
     folder.mkdir()
