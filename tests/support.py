@@ -1,5 +1,6 @@
-"""Small data sets that tests share."""
+"""Small data sets that tests share, and a pool of no processes."""
 
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,22 @@ def make_arm_episode(length: int, seed: int = 0) -> dict[str, np.ndarray]:
 def arm_tasks(length: int, seed: int = 0) -> list[str]:
     """A text for each frame; every episode has one of its own and one that all share."""
     return ["reach"] * (length - 3) + [f"grasp {seed}"] * 3
+
+
+class InProcess:
+    """A worker pool without processes, in which a test's stand-in for the expert is seen."""
+
+    def __init__(self, workers: int, start, *arguments) -> None:
+        start(*arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None: ...
+
+    def submit(self, function, *arguments) -> Future:
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, **_) -> None: ...

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
+from robostack.core.transformer import plain_transformer
 
 
 class EntityEncoder(nn.Module):
@@ -24,15 +24,7 @@ class EntityEncoder(nn.Module):
         self.entity_in = nn.Sequential(
             nn.Linear(features, 2 * inner_width), nn.SiLU(), nn.Linear(2 * inner_width, inner_width)
         )
-        self.transformer = Transformer(
-            TransformerConfig(
-                streams=(StreamConfig(inner_width, 2 * inner_width),),
-                depth=depth,
-                heads=heads,
-                kv_heads=heads,
-                head_dim=inner_width // heads,
-            )
-        )
+        self.transformer = plain_transformer(inner_width, depth, heads)
         self.token = nn.Linear(inner_width, width)
 
     def forward(self, entities: Float[Tensor, "batch places features"]) -> Float[Tensor, "batch 1 token_width"]:

@@ -139,6 +139,12 @@ class Transformer(nn.Module):
         return [layer.memory(memory, embedding) for layer in self.layers if isinstance(layer, Block)]
 
 
+def plain_transformer(width: int, depth: int, heads: int) -> Transformer:
+    """One stream of tokens, feed-forwards of twice its width, and keys and values for every head."""
+    stream = StreamConfig(width, 2 * width)
+    return Transformer(TransformerConfig((stream,), depth, heads, kv_heads=heads, head_dim=width // heads))
+
+
 class Block(nn.Module):
     """Three branches for each stream: attention among the streams, attention to the memory if there is one, and
     feed-forward. In the order `pre_norm` x ← x + gate · branch(norm(x)), in `post_norm` x ← norm(x + branch(x))."""

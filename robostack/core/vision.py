@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
+from robostack.core.transformer import plain_transformer
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -79,15 +79,7 @@ class PatchEncoder(nn.Module):
             )
         self.crop, self.patch = crop, patch
         self.patch_in = nn.Linear(3 * patch**2, inner_width)
-        self.transformer = Transformer(
-            TransformerConfig(
-                streams=(StreamConfig(inner_width, 2 * inner_width),),
-                depth=depth,
-                heads=heads,
-                kv_heads=heads,
-                head_dim=inner_width // heads,
-            )
-        )
+        self.transformer = plain_transformer(inner_width, depth, heads)
         self.votes = nn.Linear(inner_width, keypoints)
         self.offsets = nn.Linear(inner_width, 2 * keypoints)
         self.token = nn.Linear(2 * keypoints, width)

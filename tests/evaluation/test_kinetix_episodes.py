@@ -1,11 +1,11 @@
 """Kinetix from demonstrations to an evaluation: many episodes in one program, the same for the same seeds."""
 
 import dataclasses
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import InProcess
 
 pytest.importorskip("jax")
 pytest.importorskip("kinetix")
@@ -49,25 +49,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KinetixVectorEnv, "evaluation", {"action_noise": 0.1, "max_episode_steps": STEPS})
     monkeypatch.setattr("robostack.experts.ppo_expert.PpoExpert.load", lambda path: Player(float(Path(path).name)))
     monkeypatch.setattr(rollout, "worker_pool", InProcess)
-
-
-class InProcess:
-    """A worker pool without processes, which would not know of the four rows."""
-
-    def __init__(self, workers: int, start, *arguments) -> None:
-        start(*arguments)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None: ...
-
-    def submit(self, function, *arguments) -> Future:
-        future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    def shutdown(self, **_) -> None: ...
 
 
 @pytest.fixture(scope="module")

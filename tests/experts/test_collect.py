@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import InProcess
 
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
@@ -73,25 +73,6 @@ def test_an_expert_that_fails_undisturbed_is_told(tmp_path: Path, monkeypatch, n
     with pytest.raises(CollectionError, match="of 11 demonstrations"):
         collect(config, tries.append)
     assert len(tries) == tried - 1
-
-
-class InProcess:
-    """A worker pool without processes, in which a test's stand-in for the expert is seen."""
-
-    def __init__(self, workers: int, start, *arguments) -> None:
-        start(*arguments)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None: ...
-
-    def submit(self, function, *arguments) -> Future:
-        future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    def shutdown(self, **_) -> None: ...
 
 
 def test_noise_that_is_no_deviation_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_policies import SMALL
 
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
@@ -14,7 +15,6 @@ from robostack.datasets.windows import History, Moments
 from robostack.policies.checkpoint import POLICIES
 from robostack.policies.processor import ENTITIES, Processor
 from robostack.policies.protocol import Interface, Observation
-from tests.policies.test_golden_losses import SMALL
 
 
 def observed(batch: int, looks: int, past: int, returns: bool) -> Observation:

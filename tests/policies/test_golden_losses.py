@@ -4,56 +4,25 @@ In float64, so that another processor's order of summation stays below the toler
 the mathematics, of the initial weights or of the order in which random numbers are drawn does not. A change that is
 meant is recorded with
 
-    .venv/bin/python tests/policies/test_golden_losses.py
+    PYTHONPATH=tests .venv/bin/python tests/policies/test_golden_losses.py
 
 which rewrites golden_losses.json: say in the commit why the losses changed.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_policies import SMALL
 
-from robostack.core.unet import UNetConfig
-from robostack.policies.act import ActConfig
 from robostack.policies.augment import Augmentation, augment
 from robostack.policies.checkpoint import POLICIES
-from robostack.policies.decision_transformer import DecisionTransformerConfig
-from robostack.policies.diffusion import DiffusionConfig, DiTConfig
-from robostack.policies.energy import EnergyConfig
-from robostack.policies.pi0 import Pi0Config
 from robostack.policies.protocol import Interface, Observation
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-CAMERAS = {"top": (24, 24)}
-PI0 = Pi0Config(chunk_len=6, execute_len=3, actions_per_token=2, expert_width=32, prefix_width=16, depth=2)
-ACT = ActConfig(chunk_len=6, execute_len=3, width=32, hidden=48, posterior_depth=1, encoder_depth=1, decoder_depth=1)
-DIT = DiffusionConfig(
-    chunk_len=6, execute_len=3, dit=DiTConfig(width=32, hidden=48, depth=2, actions_per_token=2), network="dit"
-)
-UNET = DiffusionConfig(
-    chunk_len=7, execute_len=3, observe_len=2, predict_past=1, unet=UNetConfig((16, 32), 3, 4, 16), network="unet"
-)
-DT = DecisionTransformerConfig(context=3, chunk_len=4, execute_len=2, width=32, depth=1, heads=2, head_dim=16)
-ENERGY = EnergyConfig(chunk_len=6, execute_len=3, coefficients=3, width=32, depth=1, encoder_width=16, contrast_rows=3)
-SMALL: dict[str, tuple[Any, dict[str, tuple[int, int]]]] = {
-    "pi0": (PI0, {}),
-    "pi0, camera": (PI0, CAMERAS),
-    "act": (ACT, {}),
-    "act, post-norm, camera": (replace(ACT, order="post_norm"), CAMERAS),
-    "diffusion, dit": (DIT, {}),
-    "diffusion, unet, camera": (UNET, CAMERAS),
-    "decision_transformer": (DT, {}),
-    "decision_transformer, bins": (replace(DT, head="bins"), {}),
-    "decision_transformer, hidden actions, camera": (replace(DT, head="l2", hide_actions=0.5), CAMERAS),
-    "energy": (ENERGY, {}),
-    "energy, camera": (ENERGY, CAMERAS),
-}
-"""A small config and the cameras of each case; a case is named for its policy."""
 
 
 def losses(name: str, steps: int = 3) -> list[float]:
