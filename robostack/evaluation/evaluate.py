@@ -79,6 +79,8 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
     envs.resolve(config.env)
     seeds = range(config.seed, config.seed + config.episodes)
     make_actor: Callable[[], Actor]
+    if run == "expert" or is_expert(run):
+        _refuse_chunk_flags(config)
     if run == "expert":
         folder = config.out or Path(f"expert-{config.env}")
         name, training_log, make_actor = "expert", [], partial(ExpertActor, config.env)
@@ -122,6 +124,12 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
     (folder / "episodes.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     write_report(folder / "report.html", summary, records, training_log, filmed)
     return Evaluation(summary, tuple(episodes), folder)
+
+
+def _refuse_chunk_flags(config: EvalConfig) -> None:
+    names = ("execute_len", "ensemble", "target_return")
+    if given := [name for name in names if getattr(config, name) is not None]:
+        raise ValueError(f"{', '.join(given)} is for policies, and this is an expert: leave it out")
 
 
 def is_expert(run: str) -> bool:

@@ -111,6 +111,11 @@ def test_the_expert_is_evaluated_like_a_policy(tmp_path: Path) -> None:
     assert evaluation.summary["policy"] == "expert" and evaluation.summary["final"] == 1.0
 
 
+def test_an_expert_takes_no_flag_of_policies(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="execute_len, target_return is for policies"):
+        evaluate("expert", EvalConfig(ENV, execute_len=5, target_return=3.0, out=tmp_path / "expert"))
+
+
 def test_a_summary_counts_success_at_any_time_and_at_the_end() -> None:
     def episode(seed: int, stages: list[int]) -> Episode:
         reached = [i for i, stage in enumerate(stages) if stage == 4]
