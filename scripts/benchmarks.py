@@ -6,6 +6,8 @@
     .venv/bin/python scripts/benchmarks.py optimizers    AdamW and Muon on the same runs
     .venv/bin/python scripts/benchmarks.py returns       a decision transformer asked for several returns
     .venv/bin/python scripts/benchmarks.py policies      every policy on both tasks from state, three training seeds
+    .venv/bin/python scripts/benchmarks.py kinetix       every policy on Kinetix levels, beside their experts
+    .venv/bin/python scripts/benchmarks.py mixtures      decision transformer and cloning on mixed Kinetix data
 
 Each run is a few commands of the command line, one thread each and as many at once as there are cores. Runs are kept
 below runs/ and what is done is not done again, so that an interrupted benchmark goes on; results already written stay
@@ -72,8 +74,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at once, one thread each")
     parser.add_argument("--only", nargs="*", default=[""], help="runs whose labels begin so; others keep their results")
     arguments = parser.parse_args()
-    make_runs, text = BENCHMARKS[arguments.name]
-    runs = make_runs(RUNS / arguments.name)
+    benchmark = BENCHMARKS[arguments.name]
+    runs = benchmark.runs(RUNS / arguments.name)
     chosen = [run for run in runs if run.label.startswith(tuple(arguments.only))]
     records = _earlier(arguments.name, runs)
     for recipe in {run.recipe.data: run.recipe for run in chosen}.values():
@@ -84,7 +86,7 @@ def main() -> None:
             record = done.result()
             records[record["label"], record["training_seed"]] = record
             order = [(run.label, run.recipe.seed) for run in runs]
-            _write(arguments.name, text, [records[key] for key in order if key in records], len(runs))
+            _write(arguments.name, benchmark, [records[key] for key in order if key in records], len(runs))
 
 
 def main_runs(folder: Path) -> list[Run]:
@@ -204,20 +206,94 @@ def optimizer_runs(folder: Path) -> list[Run]:
     ]
 
 
-BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
-    "main": (
+KINETIX_LEVELS = (
+    "s-h7_unicycle_left",
+    "s-h8_unicycle_balance",
+    "m-h0_unicycle",
+    "m-h1_car_left",
+    "m-h12_thrustfall_left",
+    "l-h17_unicycle",
+)
+"""Levels that PPO solves (docs/results/experts.md)."""
+CHUNK = ("--policy.chunk-len", "8", "--policy.execute-len", "4")
+KINETIX_TRAINING: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    "pi0": (1000, ("--optimizer", "muon", *CHUNK, "--policy.actions-per-token", "4")),
+    "diffusion": (1000, ("--optimizer", "muon", *CHUNK, "--policy.dit.actions-per-token", "4")),
+    "act": (1000, ("--optimizer", "muon", "--batch", "64", *CHUNK)),
+    "decision_transformer": (1000, CHUNK),
+    "energy": (1000, ("--optimizer", "muon", *CHUNK, "--policy.coefficients", "4")),
+}
+
+
+def kinetix_runs(folder: Path) -> list[Run]:
+    """Every policy on every level, on the same demonstrations of the level's expert."""
+    return [
+        Run(f"{policy}, {level}", _kinetix_recipe(policy, level, folder, steps, flags))
+        for level in KINETIX_LEVELS
+        for policy, (steps, flags) in KINETIX_TRAINING.items()
+    ]
+
+
+def mixture_runs(folder: Path) -> list[Run]:
+    """The same network told the return and not told it, on episodes of three checkpoints of each expert in turn."""
+    runs = []
+    for level in KINETIX_LEVELS:
+        checkpoints = sorted((RUNS / "experts" / level).glob("checkpoints/update-*"))
+        if not checkpoints:
+            raise SystemExit(f"there is no expert of {level} yet: run scripts/benchmark_experts first")
+        experts = tuple(map(str, [checkpoints[0], checkpoints[len(checkpoints) // 2], checkpoints[-1]]))
+        for label, flags in (("told the return", ()), ("behaviour cloning", ("--policy.no-conditioned",))):
+            name = f"{flags[0].lstrip('-') if flags else 'told'}-{level}"
+            recipe = _kinetix_recipe("decision_transformer", level, folder, 1000, (*CHUNK, *flags))
+            recipe = replace(recipe, run=folder / name, collect=("--expert", *experts))
+            runs.append(Run(f"{label}, {level}", recipe))
+    return runs
+
+
+def _kinetix_recipe(policy: str, level: str, folder: Path, steps: int, flags: tuple[str, ...]) -> Recipe:
+    return Recipe(
+        policy,
+        f"kinetix-{level}",
+        folder / level,
+        folder / f"{policy}-{level}",
+        demonstrations=300,
+        steps=steps,
+        collect=("--expert", str(RUNS / "experts" / level)),
+        train=flags,
+        evaluations=256,
+    )
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is run, and what the page says of it: before the table, and of its columns."""
+
+    runs: Callable[[Path], list[Run]]
+    text: str
+    note: str = (
+        "*Success*: stage 4 at any step; *final*: still at step 400. Latencies are wall time on a machine that trains "
+        "beside."
+    )
+
+
+KINETIX_NOTE = (
+    "*Success*: green touched blue. Latencies are wall time of a batch of 128 episodes, on a machine that trains "
+    "beside."
+)
+BENCHMARKS: dict[str, Benchmark] = {
+    "main": Benchmark(
         main_runs,
         "# The main job: ALOHA from joint positions and object poses\n\n"
         "π0 (flow matching, data prediction), 150 demonstrations, 100 evaluation seeds that nothing was "
         "trained or tuned on, three training seeds.",
     ),
-    "policies": (
+    "policies": Benchmark(
         policy_runs,
         "# Every policy on ALOHA, from joint positions and object poses\n\n"
         "50 demonstrations of each task, 100 evaluation seeds that nothing was trained or tuned on, three training "
         "seeds. Settings are each policy's defaults.",
     ),
-    "pixels": (
+    "pixels": Benchmark(
         pixel_runs,
         "# From one camera and joint positions\n\n"
         "100 demonstrations, 100 evaluation seeds that nothing was trained or tuned on, one training seed. A policy "
@@ -225,12 +301,12 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
         "`top` camera narrowed from 78° to 42°; `top` is that camera as it is, of which the policy looks at the middle "
         "(which shows what `top_zoom` shows).",
     ),
-    "optimizers": (
+    "optimizers": Benchmark(
         optimizer_runs,
         "# AdamW and Muon\n\nπ0 from joints and object poses, 50 demonstrations, 1000 steps, the same learning rate "
         "(Muon's step is scaled to AdamW's size), one training seed, 100 tuning seeds.",
     ),
-    "returns": (
+    "returns": Benchmark(
         return_runs,
         "# A decision transformer follows the return it is asked for\n\n"
         "Transfer cube from joints and the cube's pose. 200 demonstrations of mixed quality: the expert with a smooth "
@@ -238,10 +314,26 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], list[Run]], str]] = {
         "about 960. The policy sees one decision (K = 1: cloning conditioned on the return rather than a sequence "
         "model). 50 evaluation seeds, three training seeds. Behaviour cloning is the same network without the return.",
     ),
-    "prediction": (
+    "prediction": Benchmark(
         prediction_runs,
         "# Data or velocity prediction\n\n"
         "Transfer cube from joints and the cube's pose, 150 demonstrations, one training seed, 50 tuning seeds.",
+    ),
+    "kinetix": Benchmark(
+        kinetix_runs,
+        "# Every policy on Kinetix levels\n\n"
+        "300 demonstrations of the level's expert (docs/results/experts.md, its last checkpoint), 256 evaluation "
+        "seeds, one training seed; noise of deviation 0.1 on the actions throughout. Policies see the package's "
+        "features of the level, predict 8 actions and run 4 of them.",
+        KINETIX_NOTE,
+    ),
+    "mixtures": Benchmark(
+        mixture_runs,
+        "# A decision transformer on data of mixed quality in Kinetix\n\n"
+        "300 demonstrations of three checkpoints of the level's expert in turn: its first, a middle and its last one. "
+        "The decision transformer is asked for the largest return of its data; behaviour cloning is the same network "
+        "without the return. 256 evaluation seeds, one training seed.",
+        KINETIX_NOTE,
     ),
 }
 
@@ -288,7 +380,7 @@ def run_robostack(arguments: Sequence[str]) -> None:
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL if not sys.stderr.isatty() else None)
 
 
-def _write(name: str, text: str, records: Sequence[Record], planned: int) -> None:
+def _write(name: str, benchmark: Benchmark, records: Sequence[Record], planned: int) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(records, indent=1) + "\n")
     missing = (
@@ -296,9 +388,9 @@ def _write(name: str, text: str, records: Sequence[Record], planned: int) -> Non
     )
     commits = ", ".join(dict.fromkeys(record["commit"] for record in records))
     page = (
-        f"{text}\n\n{missing}{_table(records)}\n\n{_pooled(records)}Brackets are 95 % Wilson intervals over the "
-        "evaluation episodes. *Success*: stage 4 at any step; *final*: still at step 400. Latencies are wall time on a "
-        f"machine that trains beside.\nCommand: `scripts/benchmark_{name}`, {records[-1]['machine']}, one thread a "
+        f"{benchmark.text}\n\n{missing}{_table(records)}\n\n{_pooled(records)}Brackets are 95 % Wilson intervals "
+        f"over the evaluation episodes. {benchmark.note}\n"
+        f"Command: `scripts/benchmark_{name}`, {records[-1]['machine']}, one thread a "
         f"run, commits {commits}, until {max(record['date'] for record in records)}. All figures: `{name}.json`.\n"
     )
     (RESULTS / f"{name}.md").write_text(page)
