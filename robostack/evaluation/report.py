@@ -107,7 +107,7 @@ def _stages(stages: Mapping[str, int]) -> str:
         for stage, count in sorted(stages.items(), key=lambda item: int(item[0]))
     ]
     return f"""<section><h2>How far the episodes came</h2>
-<p class="note">Episodes by the highest stage that they reached; the reward of a step is its stage.</p>
+<p class="note">Episodes by the highest stage that they reached.</p>
 <div class="stages">
 {chr(10).join(rows)}
 </div></section>
