@@ -18,11 +18,9 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float
 
+from robostack.envs.kinetix.simulation import State, select, spread
 from robostack.experts.actor_critic import ActorCritic, Statistics
 from robostack.experts.ppo_config import PpoConfig
-
-State = Any
-"""Of a world: a structure of arrays with a `timestep`."""
 
 
 @runtime_checkable
@@ -169,16 +167,6 @@ def surrogate_loss(
     return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages).mean()
 
 
-def spread(state: State, count: int) -> State:
-    """One state as that of `count` worlds."""
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), state)
-
-
-def reset_where(over: Bool[Array, " worlds"], start: Any, many: Any) -> Any:
-    """`start` in the rows where `over` is true, elsewhere the rows of `many`."""
-    return jax.tree.map(lambda one, rows: jnp.where(over.reshape(-1, *[1] * (rows.ndim - 1)), one, rows), start, many)
-
-
 def observed(world: World, state: State) -> Array:
     """The vector that the world shows."""
     (observation,) = world.observe(state).values()
@@ -219,8 +207,8 @@ def _rollout(world: World, config: PpoConfig, start: Start, learner: Learner, ke
             after.state.timestep,
             returns,
         )
-        worlds = reset_where(over, start.state, after.state)
-        return (worlds, reset_where(over, first, final), jnp.where(over, 0.0, returns)), done
+        worlds = select(over, start.state, after.state)
+        return (worlds, select(over, first, final), jnp.where(over, 0.0, returns)), done
 
     observation = jax.vmap(lambda state: observed(world, state))(learner.worlds)
     carry = (learner.worlds, observation, learner.returns)

@@ -15,9 +15,9 @@ from jaxtyping import Float
 
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.envs.kinetix.levels import Level
-from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW
+from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, select, spread
 from robostack.experts.actor_critic import ActorCritic, Statistics
-from robostack.experts.ppo import Start, World, observed, spread, step_worlds
+from robostack.experts.ppo import Start, World, observed, step_worlds
 from robostack.experts.ppo_checkpoint import ExpertCheckpoint, ExpertError
 from robostack.intervals import wilson_interval
 
@@ -149,9 +149,7 @@ def _play_program(world: World, episodes: int, max_steps: int) -> Any:
             returns = returns + jnp.where(over, 0.0, after.reward)
             ended = after.terminated | (after.state.timestep >= max_steps)
             # What is over stands still, so that its step count stays.
-            worlds = jax.tree.map(
-                lambda old, new: jnp.where(over.reshape(-1, *[1] * (new.ndim - 1)), old, new), worlds, after.state
-            )
+            worlds = select(over, worlds, after.state)
             return worlds, jnp.concatenate([now[None], seen[:-1]]), over | ended, success, returns, key
 
         first = jnp.broadcast_to(

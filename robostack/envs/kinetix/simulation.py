@@ -4,7 +4,7 @@ The physics, rewards and features are the package's own; not its automatic reset
 nor its time limit, which it reports as an ending like any other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,12 @@ MAX_STEPS = 256
 ACTION_LOW = np.array([-1.0] * MOTORS + [0.0] * THRUSTERS, np.float32)
 ACTION_HIGH = np.ones(MOTORS + THRUSTERS, np.float32)
 
-OBSERVATIONS = ("flat", "entities", "pixels")
+OBSERVATIONS: Mapping[str, str] = {
+    "flat": "observation.state",
+    "entities": "observation.entities",
+    "pixels": "observation.images.view",
+}
+"""Each kind of observation, and its key."""
 _NEVER = 2**30  # steps until the package's own time limit
 
 State = Any
@@ -113,12 +118,11 @@ class Simulation:
         entities: `observation.entities`, (tokens, FEATURES) float32, in every size the same features; see `entities`.
         pixels: `observation.images.view`, (125, 125, 3) uint8.
         """
+        key = OBSERVATIONS[self.observation]
         if self.observation == "pixels":
-            return {"observation.images.view": self.picture(state)}
+            return {key: self.picture(state)}
         seen = self._features.get_obs(state)
-        if self.observation == "entities":
-            return {"observation.entities": entity_tokens(seen)}
-        return {"observation.state": jnp.nan_to_num(jnp.float32(seen))}
+        return {key: entity_tokens(seen) if self.observation == "entities" else jnp.nan_to_num(jnp.float32(seen))}
 
     def picture(self, state: State, size: Literal[125, 250, 500] = 125) -> Array:
         """(size, size, 3) uint8, upright, by the package's renderer; 125 has no outlines."""
@@ -176,3 +180,18 @@ class _NothingObserved:
 
     def get_obs(self, state: State) -> tuple[()]:
         return ()
+
+
+def spread(state: State, count: int) -> State:
+    """One state as that of `count` worlds."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), state)
+
+
+def select(mask: Array, chosen: Any, others: Any) -> Any:
+    """`chosen` in the rows where `mask`, (worlds,) bool, is true, elsewhere the rows of `others`.
+
+    `chosen` has rows too, or is what each of these rows gets, such as a start state.
+    """
+    return jax.tree.map(
+        lambda one, rows: jnp.where(mask.reshape(-1, *[1] * (rows.ndim - 1)), one, rows), chosen, others
+    )

@@ -11,7 +11,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -19,7 +18,7 @@ from gymnasium.vector.utils import batch_space
 from robostack.envs.kinetix.env import KinetixEnv, checked_actions, compiled_picture, draw_key
 from robostack.envs.kinetix.levels import Level, load_level
 from robostack.envs.kinetix.package import check_not_forked
-from robostack.envs.kinetix.simulation import MAX_STEPS, Simulation, State
+from robostack.envs.kinetix.simulation import MAX_STEPS, OBSERVATIONS, Simulation, State, select, spread
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +35,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
     """
 
     metadata = {**KinetixEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
-    highest_stage: int = 1
+    highest_stage: int = KinetixEnv.highest_stage
     together: int = 128
     """Episodes that an evaluation runs in one of these."""
     evaluation: ClassVar[Mapping[str, Any]] = {"action_noise": 0.1}
@@ -79,6 +78,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         self._start = self.simulation.initial()
         self._programs = _compiled(self.simulation, max_episode_steps)
         self.states: State = None  # of all environments; None before the first reset
+        self._seen: dict[str, np.ndarray] = {}  # what the last reset or step gave
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
         self._keys = np.zeros((num_envs, 2), np.uint32)
 
@@ -111,9 +111,10 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
             if seeds[i] is not None:
                 self._generators[i] = np.random.default_rng(seeds[i])
             self._keys[i] = draw_key(self._generators[i])
-        states = self._start_states() if self.states is None else self.states
+        states = spread(self._start, self.num_envs) if self.states is None else self.states
         self.states, observation = self._programs.reset(self._start, states, mask)
-        return _views(observation), {"task": [self.task] * self.num_envs}
+        self._seen = _views(observation)
+        return dict(self._seen), {"task": [self.task] * self.num_envs}
 
     def step(
         self, actions: np.ndarray
@@ -147,7 +148,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
                 "_final_info": over,
             }
         return (
-            _views(done.observation),
+            dict(self._seen),
             np.asarray(done.reward),
             np.asarray(done.terminated),
             np.asarray(done.truncated),
@@ -177,11 +178,11 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         """Those of the `wanted` observations that there are, as they are now, (num_envs, ...) each: of every kind,
         whichever `step` gives. `wanted` maps keys to the shape of a row."""
         check_not_forked()
-        return {
-            key: np.asarray(_observe_all(replace(self.simulation, observation=KINDS[key]))(self.states)[key])
-            for key in wanted
-            if key in KINDS
-        }
+        return {key: self._seen[key] if key in self._seen else self._look(key) for key in wanted if key in _KINDS}
+
+    def _look(self, key: str) -> np.ndarray:
+        simulation = replace(self.simulation, observation=_KINDS[key])
+        return np.asarray(_observe_all(simulation)(self.states)[key])
 
     def picture(self, index: int) -> np.ndarray:
         """One environment for people: (500, 500, 3) uint8; the first one compiles."""
@@ -196,15 +197,13 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         picture, states = compiled_picture(self.simulation), jax.tree.map(np.asarray, self.states)
         return tuple(np.array(picture(jax.tree.map(lambda leaf, i=i: leaf[i], states))) for i in range(self.num_envs))
 
-    def _start_states(self) -> State:
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.num_envs, *leaf.shape)), self._start)
-
     def _advance(self, actions: np.ndarray) -> _Done:
         check_not_forked()
         if self.states is None:
             raise RuntimeError("there was no reset yet: reset the environments first")
         self.states, done = self._programs.step(self._start, self.states, self._keys, actions)
         done = jax.block_until_ready(done)
+        self._seen = _views(done.observation)
         over = np.flatnonzero(np.asarray(done.over))
         if len(over):  # as KinetixEnv does when it is reset without a seed
             for i in over:
@@ -212,12 +211,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         return done
 
 
-KINDS: Mapping[str, str] = {
-    "observation.state": "flat",
-    "observation.entities": "entities",
-    "observation.images.view": "pixels",
-}
-"""The key of each kind of observation."""
+_KINDS = {key: kind for kind, key in OBSERVATIONS.items()}
 
 
 @cache
@@ -248,7 +242,7 @@ def _compiled(simulation: Simulation, max_episode_steps: int) -> _Programs:
     """The level's start is an argument, so that all levels of one size share the compiled programs."""
 
     def reset(start: State, states: State, mask: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        states = _where(mask, start, states)
+        states = select(mask, start, states)
         return states, jax.vmap(simulation.observe)(states)
 
     def step(start: State, states: State, keys: jax.Array, actions: jax.Array) -> tuple[State, _Done]:
@@ -259,7 +253,7 @@ def _compiled(simulation: Simulation, max_episode_steps: int) -> _Programs:
         final = jax.vmap(simulation.observe)(after.state)
         first = simulation.observe(start)
         done = _Done(
-            observation=_where(over, first, final),
+            observation=select(over, first, final),
             reward=after.reward,
             terminated=after.terminated,
             truncated=truncated,
@@ -268,16 +262,9 @@ def _compiled(simulation: Simulation, max_episode_steps: int) -> _Programs:
             over=over,
             final_observation=final,
         )
-        return _where(over, start, after.state), done
+        return select(over, start, after.state), done
 
     return _Programs(jax.jit(reset), jax.jit(step))
-
-
-def _where(mask: jax.Array, one: Any, many: Any) -> Any:
-    """`one` in the rows where `mask` is true, elsewhere the rows of `many`."""
-    return jax.tree.map(
-        lambda single, rows: jnp.where(mask.reshape(-1, *[1] * (rows.ndim - 1)), single, rows), one, many
-    )
 
 
 def _views(observation: dict[str, jax.Array]) -> dict[str, np.ndarray]:
