@@ -9,17 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 import gymnasium as gym
+import jax
+import kinetix
 import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-
-pytest.importorskip("jax")
-pytest.importorskip("kinetix")
-
-import jax
-import kinetix
 
 from robostack import envs
 from robostack.envs.kinetix import package
@@ -336,6 +332,22 @@ def test_a_level_of_ones_own_is_read_from_its_file(tmp_path):
     env = envs.make(f"kinetix:{tmp_path}/mine.json").unwrapped
     assert_same_leaves(env.simulation.level.state, load_level("m/h1_car_left").state)
     assert env.observation_space.spaces["observation.state"].shape == (247,)
+
+
+def test_a_level_of_ones_own_falls_as_its_file_says(tmp_path):
+    """The package takes its default for every level, without a word."""
+    document = json.loads((SHIPPED / f"{LEVEL}.json").read_text())
+    document["env_state"]["gravity"] = {"0": 0.0, "1": -1.2}
+    (tmp_path / "moon.json").write_text(json.dumps(document))
+    assert load_level(str(tmp_path / "moon.json")).state.gravity.tolist() == pytest.approx([0.0, -1.2])
+
+
+def test_what_is_looked_at_is_what_the_step_showed(vector):
+    vector.reset(seed=5)
+    seen = vector.step(np.zeros((4, 6), np.float32))[0]["observation.state"]
+    looked = vector.look({"observation.state": (140,), "observation.entities": (10, FEATURES), "observation.depth": ()})
+    assert np.array_equal(looked["observation.state"], seen)
+    assert set(looked) == {"observation.state", "observation.entities"} and len(looked["observation.entities"]) == 4
 
 
 def broken(*path, value=None):

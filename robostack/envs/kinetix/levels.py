@@ -170,11 +170,12 @@ def _parse(document: Any, name: str) -> Level:
     for kind in ("acc_rr_manifolds", "acc_cr_manifolds", "acc_cc_manifolds"):
         parts[kind] = _batch(_at(world, kind, "env_state."), getattr(empty, kind), f"env_state.{kind}")
     parts["collision_matrix"] = _collisions(parts["joint"], shapes)
-    # Not in the files, or (gravity, highlights) not read from them by the package either.
+    gravity = _column([world], "gravity", np.float32, "env_state", shape=(2,))[0]  # the package takes −9.81 for all
+    # Not in the files, or (highlights) not read from them by the package either.
     zeros = package.jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), empty)
     state = zeros.replace(
         **parts,
-        gravity=np.array([0.0, -9.81], np.float32),
+        gravity=gravity,
         last_distance=np.array(-1.0, np.float32),
     )
     return Level(name, state, static_params, params)
