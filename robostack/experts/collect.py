@@ -26,6 +26,7 @@ from robostack.experts import Expert, make_expert
 from robostack.processes import cores, worker_pool
 from robostack.provenance import describe_run
 
+STATE = "observation.state"
 KINETIX_NAMES = ("motor0", "motor1", "motor2", "motor3", "thruster0", "thruster1")
 POSE_NAMES, POSE_UNITS = ("x", "y", "z", "qw", "qx", "qy", "qz"), ("m", "m", "m", "1", "1", "1", "1")
 
@@ -51,7 +52,7 @@ class CollectConfig:
     expert: tuple[Path, ...] = ()
     """Where no expert is scripted: run or checkpoint of `robostack expert`. Of n of them, episode k is played by number
     k mod n, for data of mixed quality, and is kept whether it succeeds or not."""
-    observe: tuple[str, ...] = ("observation.state",)
+    observe: tuple[str, ...] = (STATE,)
     """With `expert`: observations to record, of observation.state, .entities and .images.view."""
     noise: tuple[float, ...] = ()
     """Deviations in radians of a smooth disturbance of the commanded joints, for data of mixed quality: episode k has
@@ -68,6 +69,8 @@ class CollectConfig:
             raise ValueError(f"noise must be finite and not negative, got {self.noise}")
         if self.expert and (self.noise or self.cameras):
             raise ValueError("noise and cameras are for scripted experts, got them with --expert")
+        if not self.expert and self.observe != (STATE,):
+            raise ValueError("observe goes with --expert: a scripted expert records all, and --cameras")
         if not self.observe:
             raise ValueError("observe must name at least one observation, got none")
 
@@ -175,18 +178,20 @@ def play_together(
     Row t of an observation is what was seen before action t; the actions are those that the expert asked for, before
     the environment's noise on them. Raises ValueError for an observation that there is not.
     """
-    wanted = dict.fromkeys(("observation.state", *observe), ())
+    wanted = dict.fromkeys((STATE, *observe), ())
     worlds.reset(seed=list(seeds))
     steps: list[dict[str, np.ndarray]] = []
     lengths = np.zeros(len(seeds), dtype=int)
     while not lengths.all():
         seen = worlds.look(wanted)
         if unknown := [key for key in observe if key not in seen]:
-            raise ValueError(f"{worlds.task}: there is no {unknown[0]} to record, only {', '.join(seen)}")
+            raise ValueError(
+                f"there is no {unknown[0]} to record: expected observation.state, .entities or .images.view"
+            )
         actions = np.zeros(worlds.action_space.shape, np.float32)
         for number, expert in enumerate(experts):
             rows = players == number
-            actions[rows] = expert.act({key: values[rows] for key, values in seen.items()})
+            actions[rows] = expert.act({STATE: seen[STATE][rows]})
         _, rewards, terminated, truncated, info = worlds.step(actions)
         steps.append(
             {
@@ -221,7 +226,7 @@ def _demonstrate(seed: int, noise: float) -> Demonstration:
 def _features(episode: dict[str, np.ndarray], robot: str) -> dict[str, Feature]:
     named: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {"action": (KINETIX_NAMES, ("1",) * len(KINETIX_NAMES))}
     if robot == "aloha":
-        named = dict.fromkeys(("observation.state", "action"), (ARM_NAMES, ARM_UNITS))
+        named = dict.fromkeys((STATE, "action"), (ARM_NAMES, ARM_UNITS))
     if "observation.environment_state" in episode:
         objects = episode["observation.environment_state"].shape[1] // len(POSE_NAMES)
         names = tuple(f"object{i}_{name}" for i in range(objects) for name in POSE_NAMES)

@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 from support import InProcess
 
-pytest.importorskip("jax")
-pytest.importorskip("kinetix")
-
 from robostack import envs
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.video import read_frames
@@ -101,6 +98,8 @@ def test_what_cannot_be_recorded_is_refused_before_anything_is_written(tmp_path:
     assert not (tmp_path / "data").exists()
     with pytest.raises(ValueError, match="noise and cameras are for scripted experts"):
         CollectConfig(ENV, tmp_path / "data", expert=(Path("1.0"),), noise=(0.1,))
+    with pytest.raises(ValueError, match="observe goes with --expert"):
+        CollectConfig(ENV, tmp_path / "data", observe=("observation.entities",))
     with pytest.raises(ValueError, match=r"train one with `robostack expert --env kinetix-s-h6_unicycle_right`"):
         collect(CollectConfig(ENV, tmp_path / "data"))
 
