@@ -84,15 +84,12 @@ def test_noise_that_is_no_deviation_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_whatever_ends_it_whole_episodes_are_kept(tmp_path: Path, end: signal.Signals) -> None:
     path = tmp_path / "data"
-    program = "from robostack.cli import main; raise SystemExit(main())"
+    # A shell's background jobs are started with Ctrl-C ignored, and so would be what the tests start.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heed}; from robostack.cli import main; raise SystemExit(main())"
     arguments = ["collect", "--env", ENV, "--episodes", "1000", "--out", str(path), "--workers", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell's background jobs are started with Ctrl-C ignored, and so would be what the tests start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 120
     while episodes(path) < 2:

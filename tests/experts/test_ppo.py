@@ -6,14 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-
-pytest.importorskip("robostack.envs.kinetix.package")  # before jax: quietens what it tells of cached programs
-
-import jax
-import jax.numpy as jnp
 
 from robostack.cli import main
 from robostack.envs.kinetix.levels import load_level
