@@ -214,7 +214,7 @@ KINETIX_LEVELS = (
     "m-h12_thrustfall_left",
     "l-h17_unicycle",
 )
-"""Levels that PPO solves (docs/results/experts.md)."""
+"""Levels of the table; their experts are those of scripts/benchmark_experts."""
 CHUNK = ("--policy.chunk-len", "8", "--policy.execute-len", "4")
 KINETIX_TRAINING: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "pi0": (1000, ("--optimizer", "muon", *CHUNK, "--policy.actions-per-token", "4")),
@@ -242,10 +242,12 @@ def mixture_runs(folder: Path) -> list[Run]:
         if not checkpoints:
             raise SystemExit(f"there is no expert of {level} yet: run scripts/benchmark_experts first")
         experts = tuple(map(str, [checkpoints[0], checkpoints[len(checkpoints) // 2], checkpoints[-1]]))
-        for label, flags in (("told the return", ()), ("behaviour cloning", ("--policy.no-conditioned",))):
-            name = f"{flags[0].lstrip('-') if flags else 'told'}-{level}"
+        for label, name, flags in (
+            ("told the return", "told", ()),
+            ("behaviour cloning", "cloned", ("--policy.no-conditioned",)),
+        ):
             recipe = _kinetix_recipe("decision_transformer", level, folder, 1000, (*CHUNK, *flags))
-            recipe = replace(recipe, run=folder / name, collect=("--expert", *experts))
+            recipe = replace(recipe, run=folder / f"{name}-{level}", collect=("--expert", *experts))
             runs.append(Run(f"{label}, {level}", recipe))
     return runs
 
@@ -291,7 +293,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         policy_runs,
         "# Every policy on ALOHA, from joint positions and object poses\n\n"
         "50 demonstrations of each task, 100 evaluation seeds that nothing was trained or tuned on, three training "
-        "seeds. Settings are each policy's defaults.",
+        "seeds; the U-Net one. Beside steps, optimiser and batch (`policies.json` has the commands), settings are each "
+        "policy's defaults.",
     ),
     "pixels": Benchmark(
         pixel_runs,

@@ -95,7 +95,7 @@ def recipe(folder: Path) -> Recipe:
 def main() -> None:
     """Prints a JSON line for each constraint, without and with, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--episodes", type=int, default=25)
     parser.add_argument("--seed", type=int, default=FRESH)
     parser.add_argument("--constraints", nargs="+", default=list(CONSTRAINTS), choices=CONSTRAINTS)
     arguments = parser.parse_args()

@@ -14,7 +14,7 @@ class EntityEncoder(nn.Module):
 
     An entity is a row of numbers, of which the first is 1; a row of zeros is an empty place, which nothing looks at.
     Numbers come as they are, from thousandths to thousands, and pass through sign(x) ln(1 + |x|) (symlog, arXiv
-    2301.04104, equation 9) in place of statistics, which would speak of how many places are empty.
+    2301.04104) in place of statistics, which would speak of how many places are empty.
     """
 
     tokens = 1

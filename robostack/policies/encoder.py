@@ -39,7 +39,7 @@ class EncoderConfig:
     patch_depth: int = 2
     patch_heads: int = 4
     entity_width: int = 64
-    """Width of an entity's token, in multiples of entity_heads."""
+    """Width of an entity's token, in multiples of 2 · entity_heads."""
     entity_depth: int = 2
     entity_heads: int = 4
 
