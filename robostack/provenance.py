@@ -24,7 +24,8 @@ def describe_run() -> dict[str, str]:
 
 def describe_machine() -> str:
     """Processor and cores usable by this process."""
-    return f"{_processor()}, {cores()} cores, {platform.system()}"
+    count = cores()
+    return f"{_processor()}, {count} core{'s' if count > 1 else ''}, {platform.system()}"
 
 
 def commit() -> str:

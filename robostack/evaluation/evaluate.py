@@ -79,16 +79,12 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
     envs.resolve(config.env)
     seeds = range(config.seed, config.seed + config.episodes)
     make_actor: Callable[[], Actor]
-    if run == "expert" or is_expert(run):
+    scripted = run == "expert"
+    if scripted or is_expert(run):
         _refuse_chunk_flags(config)
-    if run == "expert":
-        folder = config.out or Path(f"expert-{config.env}")
-        name, training_log, make_actor = "expert", [], partial(ExpertActor, config.env)
-        execute_len = None
-    elif is_expert(run):
-        folder = config.out or Path(run) / f"eval-{config.env}"
-        name, training_log, make_actor = "expert", [], partial(TrainedExpertActor, Path(run))
-        execute_len = None
+        folder = config.out or (Path(f"expert-{config.env}") if scripted else Path(run) / f"eval-{config.env}")
+        name, training_log, execute_len = "expert", [], None
+        make_actor = partial(ExpertActor, config.env) if scripted else partial(TrainedExpertActor, Path(run))
     else:
         checkpoint = Checkpoint.read(run)
         _keep_apart(seeds, checkpoint)
@@ -101,15 +97,15 @@ def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = l
 
     make_actor()  # what cannot be loaded is told here, in one line; in a worker it would be the pool's end
 
-    begun = time.perf_counter()
+    begun, worlds = time.perf_counter(), envs.vector_class(config.env)
     episodes = []
     for episode in run_episodes(config.env, make_actor, seeds, config.workers):
         episodes.append(episode)
         report(episode)
     episodes.sort(key=lambda episode: episode.seed)
     summary = {
-        **summarize(config.env, name, config.seed, episodes, envs.vector_class(config.env).highest_stage),
-        "together": envs.vector_class(config.env).together,
+        **summarize(config.env, name, config.seed, episodes, worlds.highest_stage),
+        "together": worlds.together,
         "execute_len": execute_len,
         "ensemble": config.ensemble,
         "target_return": config.target_return,
