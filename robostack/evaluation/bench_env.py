@@ -30,7 +30,7 @@ VECTOR_ENVS = 32  # enough for the threads to wait little for each other
 
 
 def bench_env() -> Iterator[dict[str, Any]]:
-    """Measurements with the keys of `robostack bench`; takes about 100 s on two cores, more to compile Kinetix first."""
+    """Measurements with the keys of `robostack bench`; takes about 100 s on two cores once Kinetix is compiled."""
     choose_gl()  # before gym_aloha is imported: dm_control would try a window first
     actions = make_expert(ENVIRONMENT).demonstrate(envs.make(ENVIRONMENT), seed=0)["action"]
     yield from _state(actions)
