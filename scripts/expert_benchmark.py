@@ -79,7 +79,7 @@ CASES = (
     Case("l/h4_cartpole", 48),
     Case("l/h15_swing_up", 64),
     Case("l/h17_unicycle", 32),
-    Case("l/hard_lunar_lander", 64),
+    Case("l/hard_lunar_lander", 112),
     Case("l/mjc_swimmer", 64),
 )
 
