@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks import FRESH, RESULTS, RUNS, run_robostack, share
+from benchmark_runs import FRESH, RESULTS, RUNS, run_robostack, share
 from torch import Tensor
 
 from robostack.evaluation.actors import Look, PolicyActor
