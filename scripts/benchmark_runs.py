@@ -105,7 +105,8 @@ def run_benchmark(name: str, benchmark: Benchmark, only: Sequence[str], jobs: in
             record = done.result()
             records[record["label"], record["training_seed"]] = record
             write()
-    write()
+    if records:  # the page may have changed, even if no run has
+        write()
 
 
 def _earlier(name: str, runs: Sequence[Run]) -> dict[tuple[str, int], Record]:
