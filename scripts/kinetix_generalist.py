@@ -1,0 +1,119 @@
+"""One policy on many Kinetix levels, from their entities, in levels that it was and was not trained on.
+
+    .venv/bin/python scripts/kinetix_generalist.py
+
+Demonstrations are those of the experts of scripts/benchmark_experts. Runs are kept below runs/generalist, what is done
+is not done again, and docs/results/generalist.md and .json are written anew after every level.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark_runs import FRESH, RESULTS, RUNS, Record, run_robostack, share
+from kinetix_benchmarks import CHUNK, experts
+
+from robostack.policies.checkpoint import Checkpoint
+from robostack.recipes import Recipe
+from robostack.training.log import read_log
+
+TRAINED = (
+    "s-h7_unicycle_left",
+    "s-h8_unicycle_balance",
+    "m-h0_unicycle",
+    "m-h1_car_left",
+    "m-h3_car_thrust",
+    "m-h7_car_flip",
+    "m-h8_weird_vehicle",
+    "m-h9_spin_the_right_way",
+    "m-h10_thrust_right_easy",
+    "m-h12_thrustfall_left",
+    "l-h4_cartpole",
+    "l-h17_unicycle",
+)
+HELD_OUT = ("s-h6_unicycle_right", "m-h2_car_right", "m-h13_thrustfall_right", "m-h18_thrust_right_very_easy")
+"""Three of them are the mirror images of levels in training."""
+OBSERVE = ("--observe", "observation.entities")
+FOLDER = RUNS / "generalist"
+TRAIN = ("--optimizer", "muon", *CHUNK, "--policy.actions-per-token", "4", *OBSERVE)
+
+
+def recipe(level: str) -> Recipe:
+    """Of one level: its demonstrations, and the evaluation there of the policy of all."""
+    return Recipe(
+        "pi0",
+        f"kinetix-{level}",
+        FOLDER / "data" / level,
+        FOLDER / "run",
+        demonstrations=100,
+        steps=4000,
+        collect=("--expert", str(RUNS / "experts" / level), *OBSERVE),
+        train=TRAIN,
+        evaluations=256,
+    )
+
+
+def main() -> None:
+    """Collects, trains and evaluates what is missing, and writes the page."""
+    recipes = {level: recipe(level) for level in (*TRAINED, *HELD_OUT)}
+    for level in TRAINED:
+        if not recipes[level].data.exists():
+            run_robostack(recipes[level].collect_command())
+    command = train_command([recipes[level] for level in TRAINED])
+    run = recipes[TRAINED[0]].run
+    if not run.exists():
+        run_robostack([*command, "--threads", "1"])
+    elif Checkpoint.read(run).step < recipes[TRAINED[0]].steps:
+        run_robostack(["train", "pi0", "--resume", str(run)])
+    records = []
+    for level, made in recipes.items():
+        results = run / f"eval-{level}"
+        if not results.exists():
+            flags = ["--seed", str(FRESH), "--workers", "1", "--videos", "0", "--out", str(results)]
+            run_robostack([*made.evaluate_command(), *flags])
+        summary = json.loads((results / "summary.json").read_text())
+        records.append({"level": level, "trained": level in TRAINED, **summary})
+        write(records, run, command)
+
+
+def train_command(recipes: Sequence[Recipe]) -> list[str]:
+    """One training on the data of all."""
+    command = recipes[0].train_command()
+    data = command.index("--data") + 1
+    return [*command[:data], *(str(one.data) for one in recipes), *command[data + 1 :]]
+
+
+def write(records: Sequence[Record], run: Path, command: Sequence[str]) -> None:
+    """docs/results/generalist.md and .json."""
+    (RESULTS / "generalist.json").write_text(json.dumps(records, indent=1) + "\n")
+    masters, training = experts(), read_log(run)[-1]
+    rows = ["| level | in training | the policy | its expert | the expert after one update |", "|---|---|---|---|---|"]
+    for record in records:
+        master = masters[record["level"]]
+        first = master["qualities"][0]
+        beginner = f"{first['success']:.0%}" if first["update"] == 1 else "–"
+        rows.append(
+            f"| {record['level']} | {'yes' if record['trained'] else 'no'} "
+            f"| {share(record['success'], record['success_interval'])} "
+            f"| {share(master['success'], master['success_interval'])} | {beginner} |"
+        )
+    last = records[-1]
+    (RESULTS / "generalist.md").write_text(
+        "# One policy on many Kinetix levels\n\n"
+        f"π0 on {recipe('').demonstrations} demonstrations of the expert of each of {len(TRAINED)} levels, in worlds "
+        "of three sizes, from the entity observation alone; the task's words are the same everywhere. Evaluated on "
+        f"these levels and on {len(HELD_OUT)} that it never saw, 256 evaluation seeds each, one training seed. What "
+        "a hardly trained expert solves says how little a level may ask.\n\n"
+        f"{chr(10).join(rows)}\n\n"
+        f"{training['step']} training steps took {training['cpu_s']:.0f} CPU s. Brackets are 95 % Wilson intervals "
+        f"over the evaluation episodes.\nCommands: `scripts/benchmark_generalist`, which trains by `robostack "
+        f"{shlex.join(command)}`; {last['machine']}, one thread, commit {last['commit']}, until {last['date']}. All "
+        "figures: `generalist.json`.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
