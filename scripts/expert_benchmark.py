@@ -24,7 +24,7 @@ from robostack.experts.ppo_expert import PpoExpert, play
 from robostack.experts.ppo_training import EVALUATION_SEED, read_log, resume, train, world_of
 
 RUNS, RESULTS = Path("runs/experts"), Path("docs/results")
-DELAYS = (0, 1, 2, 3)
+DELAYS = (0, 1, 2, 3, 4)
 SOLVED, ENOUGH = 0.8, 128  # a level counts as solved at this share of so many episodes in a row
 
 
@@ -110,7 +110,11 @@ def _earlier() -> dict[str, Record]:
     path = RESULTS / "experts.json"
     found = {record["level"]: record for record in json.loads(path.read_text())} if path.exists() else {}
     wanted = {case.level: case.command for case in CASES}
-    return {level: record for level, record in found.items() if wanted.get(level) == record["command"]}
+    return {
+        level: record
+        for level, record in found.items()
+        if wanted.get(level) == record["command"] and len(record["delayed"]) == len(DELAYS)
+    }
 
 
 def _train(case: Case) -> None:
