@@ -74,13 +74,13 @@ CASES = (
     Case("m/h10_thrust_right_easy", 48),
     Case("m/h12_thrustfall_left", 48),
     Case("m/h13_thrustfall_right", 48),
-    Case("m/h16_thrustcontrol_right", 64),
+    Case("m/h16_thrustcontrol_right", 192),
     Case("m/h18_thrust_right_very_easy", 32),
     Case("l/h4_cartpole", 48),
-    Case("l/h15_swing_up", 64),
+    Case("l/h15_swing_up", 96),
     Case("l/h17_unicycle", 32),
     Case("l/hard_lunar_lander", 112),
-    Case("l/mjc_swimmer", 64),
+    Case("l/mjc_swimmer", 96),
 )
 
 Record = dict[str, Any]
