@@ -227,15 +227,18 @@ def _draw(records: Sequence[Record]) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "robostack"  # the same file for the same figures
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    for i, record in enumerate(records):
-        seen = [(cpu_s, solved) for cpu_s, solved, _ in record["curve"] if solved is not None]
-        axes.plot(*zip(*seen, strict=True), label=record["level"], linestyle=("-", "--")[i // 10], linewidth=1.2)
-    axes.set(
-        xscale="log", xlabel="CPU s of training", ylabel="solved, of the episodes of an update", ylim=(-0.02, 1.02)
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure, panels = pyplot.subplots(1, 3, figsize=(11, 5), sharey=True)
+    for size, axes in zip("sml", panels, strict=True):
+        sized = [record for record in records if record["level"].startswith(f"{size}/")]
+        for i, record in enumerate(sized):
+            seen = [(cpu_s, solved) for cpu_s, solved, _ in record["curve"] if solved is not None]
+            name = record["level"].removeprefix(f"{size}/")
+            axes.plot(*zip(*seen, strict=True), label=name, linestyle=("-", "--")[i // 10], linewidth=1.2)
+        axes.set(xscale="log", xlabel="CPU s of training", ylim=(-0.02, 1.02), title=f"worlds of size {size}")
+        axes.grid(alpha=0.3)
+        if sized:
+            axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    panels[0].set_ylabel("solved, of the episodes of an update")
     figure.savefig(RESULTS / "experts.svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
 
