@@ -120,7 +120,10 @@ def _earlier() -> dict[str, Record]:
 def _train(case: Case) -> None:
     """In this process, so that levels of one size share their compiled programs."""
     if list(case.run.glob("checkpoints/*/expert.json")):
-        if ExpertCheckpoint.read(case.run).update < case.updates:
+        made = ExpertCheckpoint.read(case.run)
+        if made.config.updates != case.updates:
+            raise SystemExit(f"{case.run} is a run of {made.config.updates} updates, not {case.updates}: remove it")
+        if made.update < case.updates:
             print("robostack expert --resume", case.run, flush=True)
             resume(case.run)
         return
