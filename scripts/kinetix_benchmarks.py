@@ -86,10 +86,10 @@ def beside_experts(records: Sequence[Record]) -> str:
     lines = ["| level | expert | " + " | ".join(TRAINING) + " |", "|---" * (len(TRAINING) + 2) + "|"]
     near = {policy: [0, 0] for policy in TRAINING}
     for level in LEVELS:
-        row = [_shown(masters.get(level))]
+        row = [shown(masters.get(level))]
         for policy in TRAINING:
             record = cells.get((policy, level))
-            row.append(_shown(record))
+            row.append(shown(record))
             if record and level in masters:
                 near[policy][0] += record["success"] >= ENOUGH * masters[level]["success"]
                 near[policy][1] += 1
@@ -107,7 +107,7 @@ def told_and_cloned(records: Sequence[Record]) -> str:
         told, cloned = cells.get((TOLD, level)), cells.get((CLONED, level))
         qualities = masters.get(level, {}).get("qualities", ())
         players = ", ".join(f"{quality['success']:.0%}" for quality in qualities)
-        lines.append(f"| {level} | {players} | {_shown(told)} | {_shown(cloned)} |")
+        lines.append(f"| {level} | {players} | {shown(told)} | {shown(cloned)} |")
         if told and cloned:
             above += told["success_interval"][0] > cloned["success_interval"][1]
             tried += 1
@@ -126,7 +126,8 @@ def _cells(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
     return found
 
 
-def _shown(record: Mapping[str, Any] | None) -> str:
+def shown(record: Mapping[str, Any] | None) -> str:
+    """A success rate with its interval, or a dash where there is none."""
     return share(record["success"], record["success_interval"]) if record else "–"
 
 

@@ -13,8 +13,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark_runs import FRESH, RESULTS, RUNS, Record, run_robostack, share
-from kinetix_benchmarks import CHUNK, experts
+from benchmark_runs import FRESH, RESULTS, RUNS, Record, run_robostack
+from kinetix_benchmarks import CHUNK, experts, shown
 
 from robostack.policies.checkpoint import Checkpoint
 from robostack.recipes import Recipe
@@ -92,13 +92,11 @@ def write(records: Sequence[Record], run: Path, command: Sequence[str]) -> None:
     masters, training = experts(), read_log(run)[-1]
     rows = ["| level | in training | the policy | its expert | the expert after one update |", "|---|---|---|---|---|"]
     for record in records:
-        master = masters[record["level"]]
-        first = master["qualities"][0]
-        beginner = f"{first['success']:.0%}" if first["update"] == 1 else "–"
+        master = masters.get(record["level"])
+        first = master["qualities"][0] if master else {"update": None}
         rows.append(
-            f"| {record['level']} | {'yes' if record['trained'] else 'no'} "
-            f"| {share(record['success'], record['success_interval'])} "
-            f"| {share(master['success'], master['success_interval'])} | {beginner} |"
+            f"| {record['level']} | {'yes' if record['trained'] else 'no'} | {shown(record)} | {shown(master)} "
+            f"| {format(first['success'], '.0%') if first['update'] == 1 else '–'} |"
         )
     last = records[-1]
     (RESULTS / "generalist.md").write_text(
