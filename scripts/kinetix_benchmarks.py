@@ -26,7 +26,7 @@ LEVELS = (
 CHUNK = ("--policy.chunk-len", "8", "--policy.execute-len", "4")
 TRAINING: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "pi0": (1000, ("--optimizer", "muon", *CHUNK, "--policy.actions-per-token", "4")),
-    "diffusion": (1000, ("--optimizer", "muon", *CHUNK, "--policy.dit.actions-per-token", "4")),
+    "diffusion": (2500, ("--optimizer", "muon", *CHUNK, "--policy.dit.actions-per-token", "4")),
     "act": (1000, ("--optimizer", "muon", "--batch", "64", *CHUNK)),
     "decision_transformer": (1000, CHUNK),
     "energy": (1000, ("--optimizer", "muon", *CHUNK, "--policy.coefficients", "4")),
