@@ -141,8 +141,8 @@ KINETIX_BENCHMARKS = {
         "# Every policy on Kinetix levels\n\n"
         "300 demonstrations of the level's expert (docs/results/experts.md, its last checkpoint), 256 evaluation "
         "seeds, one training seed; noise of deviation 0.1 on the actions throughout. Policies see the package's "
-        "features of the level, predict 8 actions and run 4 of them. `diffusion` had 1000 steps at first, with which it "
-        "solved 51 % on the lander and 86 % on m-h10; 2500 were chosen on tuning seeds of the lander.",
+        "features of the level, predict 8 actions and run 4 of them. `diffusion` had 1000 steps at first, with which "
+        "it solved 51 % on the lander and 86 % on m-h10; 2500 were chosen on tuning seeds of the lander.",
         NOTE,
         beside_experts,
     ),
