@@ -38,6 +38,7 @@ HELD_OUT = ("s-h6_unicycle_right", "m-h2_car_right", "m-h13_thrustfall_right", "
 """Three of them are the mirror images of levels in training."""
 OBSERVE = ("--observe", "observation.entities")
 FOLDER = RUNS / "generalist"
+DEMONSTRATIONS, STEPS = 100, 4000
 TRAIN = ("--optimizer", "muon", *CHUNK, "--policy.actions-per-token", "4", *OBSERVE)
 
 
@@ -48,8 +49,8 @@ def recipe(level: str) -> Recipe:
         f"kinetix-{level}",
         FOLDER / "data" / level,
         FOLDER / "run",
-        demonstrations=100,
-        steps=4000,
+        demonstrations=DEMONSTRATIONS,
+        steps=STEPS,
         collect=("--expert", str(RUNS / "experts" / level), *OBSERVE),
         train=TRAIN,
         evaluations=256,
@@ -63,10 +64,10 @@ def main() -> None:
         if not recipes[level].data.exists():
             run_robostack(recipes[level].collect_command())
     command = train_command([recipes[level] for level in TRAINED])
-    run = recipes[TRAINED[0]].run
+    run = FOLDER / "run"
     if not run.exists():
         run_robostack([*command, "--threads", "1"])
-    elif Checkpoint.read(run).step < recipes[TRAINED[0]].steps:
+    elif Checkpoint.read(run).step < STEPS:
         run_robostack(["train", "pi0", "--resume", str(run)])
     records = []
     for level, made in recipes.items():
@@ -101,7 +102,7 @@ def write(records: Sequence[Record], run: Path, command: Sequence[str]) -> None:
     last = records[-1]
     (RESULTS / "generalist.md").write_text(
         "# One policy on many Kinetix levels\n\n"
-        f"π0 on {recipe('').demonstrations} demonstrations of the expert of each of {len(TRAINED)} levels, in worlds "
+        f"π0 on {DEMONSTRATIONS} demonstrations of the expert of each of {len(TRAINED)} levels, in worlds "
         "of three sizes, from the entity observation alone; the task's words are the same everywhere. Evaluated on "
         f"these levels and on {len(HELD_OUT)} that it never saw, 256 evaluation seeds each, one training seed. What "
         "a hardly trained expert solves says how little a level may ask.\n\n"
