@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, PositionalRequiredArgs, arg
+
+from robostack.common.files import is_disk_full
+from robostack.common.interrupt import Interrupted, Terminated, ends_as_interrupt
+from robostack.common.text import one_line
 
 # People read standard error; standard output is for results, and with --json for JSON lines alone.
 console = Console(stderr=True)
@@ -36,13 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"robostack: unknown verb {verb!r}: expected one of {', '.join(VERBS)}", 2)
     warnings.showwarning = lambda message, *_: console.print(f"warning: {message}", style="yellow", markup=False)
     try:
-        return VERBS[verb][0](rest)
-    except KeyboardInterrupt:
-        return _fail(f"robostack {verb}: interrupted; what was finished is kept", 130)
-    except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+        with ends_as_interrupt():
+            return VERBS[verb][0](rest)
+    except KeyboardInterrupt as interrupt:
+        # Only the verb knows what is kept; where it says nothing, nothing is claimed.
+        kept = f"; {one_line(interrupt)}" if isinstance(interrupt, Interrupted) else ""
+        code = 128 + (signal.SIGTERM if _because_of(Terminated, interrupt) else signal.SIGINT)
+        return _fail(f"robostack {verb}: interrupted{kept}", code)
+    except Exception as error:
         if os.environ.get("ROBOSTACK_DEBUG"):
             raise
-        return _fail(f"robostack {verb}: {' '.join(str(error).split())}", 1)
+        said = one_line(error, longest=2000)
+        if is_disk_full(error) and "disk is full" not in said:  # whatever library says so, and of whatever type it is
+            return _fail(f"robostack {verb}: the disk is full: {said}", 1)
+        if not isinstance(error, (ValueError, OSError, ImportError, ArithmeticError, RuntimeError)):
+            raise
+        return _fail(f"robostack {verb}: {said}", 1)
 
 
 def collect(arguments: list[str]) -> int:
@@ -365,6 +379,13 @@ VERBS: Mapping[str, tuple[Callable[[list[str]], int], str]] = {
 
 def _parse(verb: str, settings: Any, arguments: list[str]) -> Any:
     return tyro.cli(settings, prog=f"robostack {verb}", args=arguments, description=VERBS[verb.split()[0]][1])
+
+
+def _because_of(kind: type[BaseException], error: BaseException | None) -> bool:
+    """Whether an exception is of this kind, or was raised because of one."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__
+    return error is not None
 
 
 def _fail(line: str, code: int) -> int:

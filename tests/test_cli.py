@@ -1,8 +1,12 @@
 """The command line: the main job in small, and one clear line for whatever cannot work."""
 
+import errno
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,7 +14,10 @@ import zarr
 from safetensors.numpy import load_file
 from support import write_reaching_data
 
+from robostack import cli
 from robostack.cli import main
+from robostack.common.files import DiskFullError
+from robostack.common.interrupt import Interrupted, Terminated
 from robostack.datasets.store import EpisodeStore
 from robostack.policies.checkpoint import newest
 
@@ -181,3 +188,45 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         assert stop.code == 0
     captured = capsys.readouterr()
     assert f"robostack {verb}" in captured.out + captured.err
+
+
+def one_of(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """The verb `doctor` raises this."""
+
+    def verb(_: list[str]) -> int:
+        raise error
+
+    monkeypatch.setitem(cast(dict[str, Any], cli.VERBS), "doctor", (verb, "fails"))
+
+
+def test_an_interrupt_claims_only_what_the_verb_says_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_of(monkeypatch, KeyboardInterrupt())
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "robostack doctor: interrupted\n"
+    one_of(monkeypatch, Interrupted("step 490 is kept: go on with\n--resume R"))
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "robostack doctor: interrupted; step 490 is kept: go on with --resume R\n"
+    one_of(monkeypatch, Terminated())
+    assert main(["doctor"]) == 128 + signal.SIGTERM
+
+
+class LibraryError(Exception):
+    """As safetensors' own: of no type that is expected."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/a.npy"),
+        LibraryError(f"Error while serializing: I/O error: {os.strerror(errno.EFBIG)} (os error 27)"),
+        RuntimeError(f"zarr: {os.strerror(errno.EDQUOT)}"),
+        DiskFullError("the disk is full at run/a.npy: step 3 is kept"),
+    ],
+)
+def test_a_full_disk_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_of(monkeypatch, error)
+    fails(capsys, ["doctor"], "robostack doctor: the disk is full")
