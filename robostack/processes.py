@@ -6,9 +6,12 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 from typing import Any, final
 
 
@@ -16,10 +19,10 @@ def worker_pool(workers: int, start: Callable[..., None], *arguments: Any) -> Pr
     """A pool of `workers` processes (0: one for each core this process may use) that begin with start(*arguments).
 
     They are spawned, since a fork after torch or JAX has started threads can hang. What `start` raises, the work given
-    to the pool raises.
+    to the pool raises. The script that runs is not run again in them, so that it needs no `if __name__ == "__main__"`;
+    `start`, the work and their arguments are therefore defined in modules that can be imported.
     """
-    context = multiprocessing.get_context("spawn")
-    return _Pool(workers or cores(), context, _start, (start, *arguments))
+    return _Pool(workers or cores(), _Context(), _start, (start, *arguments))
 
 
 @final
@@ -28,6 +31,25 @@ class _Pool(ProcessPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         return super().submit(_work, fn, *args, **kwargs)
+
+
+@final
+class _Worker(SpawnProcess):
+    """A spawned process prepares itself by running the main script anew, which would do again all that it did before;
+    where the main module is a bare one there is nothing to run."""
+
+    def start(self) -> None:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = main
+
+
+@final
+class _Context(SpawnContext):
+    Process = _Worker  # pyright: ignore[reportAssignmentType] (the stub asks for the very class)
 
 
 def cores() -> int:
