@@ -4,6 +4,7 @@ every step."""
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -67,7 +68,7 @@ class PolicyActor:
     ) -> None:
         self.checkpoint = Checkpoint.read(path)
         self._history = self.checkpoint.config.history
-        self.execute_len = execute_len or self.checkpoint.config.execute_len
+        self.execute_len = self.checkpoint.config.execute_len if execute_len is None else execute_len
         check_lengths(self.checkpoint.config.chunk_len, self.execute_len)
         self._policy: Any = self.checkpoint.load().to(device)
         self._processor, self._device = self.checkpoint.processor, torch.device(device)
@@ -84,7 +85,9 @@ class PolicyActor:
         self.latencies_ms: list[float] = []
         self._looks: dict[int, tuple[Mapping[str, np.ndarray], np.ndarray]] = {}
         """Control step to what was seen then and what was still to be earned, a row an episode."""
-        self._actions: list[np.ndarray] = []
+        self._actions: deque[np.ndarray] = deque(maxlen=self._history.steps)
+        """As many of the last as a chunk is told of."""
+        self._step = 0
         self._returned = np.zeros(len(self._tasks))
 
     def begin(self, worlds: Any, seeds: Sequence[int]) -> None:
@@ -100,10 +103,10 @@ class PolicyActor:
 
     @torch.inference_mode()
     def act(self, look: Look, rewards: np.ndarray) -> np.ndarray:
-        step = len(self._actions)
+        step = self._step
         self._returned = self._returned + rewards
-        # Of the steps between two chunks, only those are looked at that a later chunk looks back to.
-        if any((step + ago * self._history.stride) % self.execute_len == 0 for ago in range(self._history.length)):
+        # A look costs a picture of every camera: only what a chunk is made from is looked at.
+        if self._scheduler.wants_look(ago * self._history.stride for ago in range(self._history.length)):
             self._looks[step] = look(self._wanted), (self._target or 0.0) - self._returned
         if self._scheduler.due:
             begun = self._clock()
@@ -112,8 +115,10 @@ class PolicyActor:
             chunk = self._sampler(self._policy, observation, self._generator)
             self._scheduler.put(self._processor.denormalize_actions(chunk, moments, self._robot).swapaxes(0, 1))
             self.latencies_ms.append(1000.0 * (self._clock() - begun))
-        self._actions.append(self._scheduler.next())
-        return self._actions[-1]
+        action = self._scheduler.next()
+        self._actions.append(action)
+        self._step += 1
+        return action
 
     def _moments(self, step: int) -> Moments:
         """What is known at `step`, as the windows of training show it."""
@@ -123,7 +128,7 @@ class PolicyActor:
         self._looks = {s: seen for s, seen in self._looks.items() if s > step - past or s == 0}
         rows, entries = len(self._tasks), len(self._processor.robots[self._robot].places["action"])
         actions = np.zeros((rows, past, entries), np.float32)
-        known = self._actions[-past:] if past else []
+        known = list(self._actions)
         if known:
             actions[:, past - len(known) :] = np.stack(known, axis=1)
         return Moments(

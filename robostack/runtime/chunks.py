@@ -8,7 +8,7 @@ step share a scheduler: their actions are rows of one array.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Float
@@ -56,6 +56,13 @@ class ChunkScheduler:
     def due(self) -> bool:
         """Whether a new chunk is wanted before the next action."""
         return self._step - self._begun >= self._execute_len
+
+    def wants_look(self, ages: Iterable[int]) -> bool:
+        """Whether some chunk will be made from what is seen at this step, if each is made from the observations of
+        `ages` steps before it, 0 for the step itself. Call it before `put`."""
+        next_due = max(self._step, self._begun + self._execute_len)
+        waits = (self._step + age - next_due for age in ages)
+        return any(wait >= 0 and wait % self._execute_len == 0 for wait in waits)
 
     def put(self, chunk: Float[np.ndarray, "chunk_len *rows action_dim"]) -> None:
         """A chunk whose first action is for the next step."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robostack.core.devices import pick_device
 from robostack.core.optim import STATE, build_optimizers
 from robostack.datasets.mixture import Mixture, name_robots
 from robostack.datasets.store import EpisodeStore
@@ -181,7 +182,7 @@ def _run(
 ) -> Path:
     if train.threads:
         torch.set_num_threads(train.threads)
-    device = torch.device(_device(train.device))
+    device = pick_device(train.device)
     torch.manual_seed(train.seed)  # of the initial weights; everything later has generators of its own
     policy, average = checkpoint.build(), checkpoint.build()
     state = TrainingState.of(policy.train(), average, train, device)
@@ -245,14 +246,6 @@ def _follow(average: nn.Module, policy: nn.Module, decay: float) -> None:
 def _precision(device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 products on a GPU, float32 on the CPU; weights and sums stay float32 on both."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but torch sees no GPU: take --device auto")
-    return name
 
 
 def _differing(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:

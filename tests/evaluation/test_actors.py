@@ -1,5 +1,6 @@
 """What a policy is shown in an episode is what the windows of a recording of that episode show in training."""
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,3 +145,29 @@ def test_a_target_return_is_for_policies_that_are_conditioned_on_it(
     saved = save_stub(tmp_path, monkeypatch, StubConfig(history=History()))
     with pytest.raises(ValueError, match="not conditioned on a return: give no target"):
         PolicyActor(saved.path, target_return=5.0)
+
+
+@pytest.mark.parametrize("execute_len", [0, -1, 7])
+def test_lengths_that_cannot_be_run_are_refused(
+    execute_len: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save_stub(tmp_path, monkeypatch, StubConfig())
+    with pytest.raises(ValueError, match=rf"execute_len must lie in 1..chunk_len = 6, got {execute_len}"):
+        PolicyActor(saved.path, execute_len=execute_len)
+
+
+def test_an_actor_keeps_no_more_of_a_long_episode_than_it_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save_stub(tmp_path, monkeypatch, StubConfig())
+    worlds, actor = make_worlds(ENV), PolicyActor(saved.path)
+    worlds.reset(seed=[0])
+    looked = worlds.look({KEYS[0]: (14,), KEYS[1]: (16, 16, 3)})
+    actor.begin(worlds, [0])
+    held = []
+    for step in range(300):
+        actor.act(lambda _: looked, np.zeros(1))
+        actor._policy.shown.clear()
+        if step in (100, 299):
+            held.append(sum(len(kept) for kept in vars(actor).values() if isinstance(kept, list | dict | deque)))
+    assert held[1] - held[0] == len(range(101, 300, 3))  # the latency of each chunk, which is a result

@@ -63,3 +63,26 @@ def test_a_step_without_a_chunk_is_an_error() -> None:
     for wrong, message in ((lambda: ChunkScheduler(0), "at least 1"), (lambda: temporal_ensemble(-1.0), "negative")):
         with pytest.raises(ValueError, match=message):
             wrong()
+
+
+@pytest.mark.parametrize(("execute_len", "ages"), [(1, (0,)), (3, (0,)), (3, (0, 2, 4)), (5, (0, 1)), (2, (0, 3))])
+def test_it_is_looked_at_the_steps_that_a_chunk_is_made_from_and_no_others(execute_len: int, ages: tuple) -> None:
+    scheduler, looked, needed = ChunkScheduler(execute_len), set(), set()
+    for step in range(30):
+        if scheduler.wants_look(iter(ages)):
+            looked.add(step)
+        if scheduler.due:
+            needed |= {step - age for age in ages if step >= age}
+            scheduler.put(np.zeros((execute_len, 1)))
+        scheduler.next()
+    assert {step for step in looked if step < 20} == {step for step in needed if step < 20}
+
+
+def test_a_chunk_that_was_late_moves_the_steps_that_are_looked_at() -> None:
+    scheduler, asked = ChunkScheduler(3), []
+    for step in range(12):
+        asked.append(scheduler.wants_look([0]))
+        if step in (0, 5, 8, 11):  # due at 3, put at 5
+            scheduler.put(np.zeros((6, 1)))
+        scheduler.next()
+    assert asked == [step in (0, 3, 4, 5, 8, 11) for step in range(12)]
