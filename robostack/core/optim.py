@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robostack.core.names import OptimizerName
 from robostack.core.transformer_parts import HIDDEN
-
-OptimizerName = Literal["adamw", "muon"]
 
 
 class Muon(torch.optim.Optimizer):

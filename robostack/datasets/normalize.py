@@ -9,15 +9,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from robostack.datasets.episodes import DataError
-from robostack.datasets.statistics import SMALLEST_SCALE, Statistics
-
-Normalization = Literal["mean_std", "min_max", "quantiles"]
+from robostack.datasets.statistics import SMALLEST_SCALE, Normalization, Statistics
 
 
 @dataclass(frozen=True)

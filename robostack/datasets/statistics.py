@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -20,6 +20,8 @@ from robostack.datasets.episodes import DataError
 # A joint that the demonstrations hardly move has a deviation near 0: dividing by it turns noise into huge values
 # and a small prediction error into none at all. 1e-2 of a radian, metre or gripper opening counts as still.
 SMALLEST_SCALE = 1e-2
+
+Normalization = Literal["mean_std", "min_max", "quantiles"]
 
 QUANTILE_ROWS = 1 << 20
 RELATIVE_ROWS = 1 << 22

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from robostack.core.augment import jitter_colour, random_shift
 from robostack.policies.protocol import Observation
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What is varied in training, anew in every batch and for every sample; nothing of it in evaluation."""
-
-    state_noise: float = 0.03
-    """Deviation of the noise on the normalised state, so that small errors are answered by a way back."""
-    shift: int = 0
-    """Largest shift of a camera's pictures, in pixels."""
-    colour: float = 0.0
-    """Largest change of brightness, contrast and saturation, as a share of each."""
-
-    def __post_init__(self) -> None:
-        if self.state_noise < 0.0 or self.shift < 0 or not 0.0 <= self.colour < 1.0:
-            raise ValueError(
-                f"expected state_noise and shift of at least 0 and colour in 0..1, got {self.state_noise}, "
-                f"{self.shift} and {self.colour}"
-            )
+from robostack.policies.settings import Augmentation
 
 
 def augment(observation: Observation, augmentation: Augmentation, generator: torch.Generator) -> Observation:

@@ -19,28 +19,15 @@ from torch import Tensor
 from robostack.core.text import Vocabulary
 from robostack.datasets.episodes import IMAGES, DataError, Feature
 from robostack.datasets.mixture import Layout, name_robots, pooled_relative_statistics, pooled_statistics
-from robostack.datasets.normalize import Normalization, Normalizer, warn_of_floored
-from robostack.datasets.statistics import SMALLEST_SCALE, Statistics
+from robostack.datasets.normalize import Normalizer, warn_of_floored
+from robostack.datasets.statistics import Statistics
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.windows import History, Moments, Windows, returns_to_go
 from robostack.policies.protocol import Interface, Observation
+from robostack.policies.settings import Scaling
 
 STATE = "observation.state"
 ENTITIES = "observation.entities"
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """How numbers are brought to unit scale."""
-
-    normalization: Normalization = "mean_std"
-    """Mean and deviation to 0 and 1; minimum and maximum, or 1 % and 99 % quantile, to -1 and 1."""
-    smallest_scale: float = SMALLEST_SCALE
-    """In the data's units: an entry that varies less is scaled as if it varied as much."""
-    relative_actions: bool = False
-    """Predict actions relative to `observation.state` at the start of their chunk."""
-    absolute_entries: tuple[str, ...] = ()
-    """Entries of the action that stay absolute when the others are relative, such as grippers."""
 
 
 @dataclass(frozen=True)

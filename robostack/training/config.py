@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from robostack.core.optim import OptimizerName
-from robostack.policies.augment import Augmentation
-from robostack.policies.processor import Scaling
+from robostack.core.names import OptimizerName
+from robostack.policies.settings import Augmentation, Scaling
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import pytest
 
 from robostack.datasets.video import read_frames
 from robostack.evaluation.actors import ExpertActor, Look, PolicyActor
-from robostack.evaluation.evaluate import EvalConfig, evaluate, summarize
+from robostack.evaluation.config import EvalConfig
+from robostack.evaluation.evaluate import evaluate, summarize
 from robostack.evaluation.rollout import Episode, make_worlds, run_episodes, run_together
 from robostack.experts.collect import CollectConfig, collect
 from robostack.policies.pi0 import Pi0Config

@@ -13,7 +13,8 @@ from robostack.datasets.video import read_frames
 from robostack.envs.kinetix.vector import KinetixVectorEnv
 from robostack.evaluation import rollout
 from robostack.evaluation.actors import PolicyActor
-from robostack.evaluation.evaluate import EvalConfig, evaluate
+from robostack.evaluation.config import EvalConfig
+from robostack.evaluation.evaluate import evaluate
 from robostack.evaluation.rollout import Episode, make_worlds, run_together
 from robostack.experts.collect import CollectConfig, collect, play_together
 from robostack.policies.pi0 import Pi0Config

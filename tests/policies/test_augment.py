@@ -7,8 +7,9 @@ import torch
 from observations import make_observation, seeded
 
 from robostack.datasets.windows import History
-from robostack.policies.augment import Augmentation, augment
+from robostack.policies.augment import augment
 from robostack.policies.protocol import Observation
+from robostack.policies.settings import Augmentation
 
 
 def observe(batch: int = 64) -> Observation:

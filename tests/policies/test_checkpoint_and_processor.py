@@ -15,7 +15,8 @@ from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import Moments, WindowSampler
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
-from robostack.policies.processor import Processor, Scaling
+from robostack.policies.processor import Processor
+from robostack.policies.settings import Scaling
 from robostack.serialize import from_json, to_json
 
 CONFIG = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=16, prefix_width=16, depth=1, heads=2)

@@ -7,9 +7,10 @@ import torch
 from observations import Cameras, interface, make_observation, seeded
 
 from robostack.datasets.windows import History
-from robostack.policies.augment import Augmentation, augment
+from robostack.policies.augment import augment
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder, make_image_encoder
 from robostack.policies.protocol import Observation
+from robostack.policies.settings import Augmentation
 from robostack.serialize import from_json, to_json
 
 CAMERAS: Cameras = {"top": (24, 24), "wrist": (16, 32)}

@@ -20,7 +20,7 @@ from support import write_reaching_data
 from robostack.datasets.store import EpisodeStore
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
-from robostack.policies.processor import Scaling
+from robostack.policies.settings import Scaling
 from robostack.serialize import from_json
 from robostack.training.config import TrainConfig
 from robostack.training.log import read_log

@@ -1,0 +1,5 @@
+"""Names that the command line offers. Imports nothing: flags and wrong names answer before torch is imported."""
+
+from typing import Literal
+
+OptimizerName = Literal["adamw", "muon"]

@@ -1,0 +1,42 @@
+"""What training a policy is told on the command line. Imports no torch: flags and wrong names answer at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robostack.datasets.statistics import SMALLEST_SCALE, Normalization
+
+POLICY_NAMES = ("pi0", "act", "diffusion", "decision_transformer", "energy")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How numbers are brought to unit scale."""
+
+    normalization: Normalization = "mean_std"
+    """Mean and deviation to 0 and 1; minimum and maximum, or 1 % and 99 % quantile, to -1 and 1."""
+    smallest_scale: float = SMALLEST_SCALE
+    """In the data's units: an entry that varies less is scaled as if it varied as much."""
+    relative_actions: bool = False
+    """Predict actions relative to `observation.state` at the start of their chunk."""
+    absolute_entries: tuple[str, ...] = ()
+    """Entries of the action that stay absolute when the others are relative, such as grippers."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is varied in training, anew in every batch and for every sample; nothing of it in evaluation."""
+
+    state_noise: float = 0.03
+    """Deviation of the noise on the normalised state, so that small errors are answered by a way back."""
+    shift: int = 0
+    """Largest shift of a camera's pictures, in pixels."""
+    colour: float = 0.0
+    """Largest change of brightness, contrast and saturation, as a share of each."""
+
+    def __post_init__(self) -> None:
+        if self.state_noise < 0.0 or self.shift < 0 or not 0.0 <= self.colour < 1.0:
+            raise ValueError(
+                f"expected state_noise and shift of at least 0 and colour in 0..1, got {self.state_noise}, "
+                f"{self.shift} and {self.colour}"
+            )
