@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
-from robostack.policies.protocol import Interface, Observation, check_lengths
+from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, fit_to_chunk
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ActConfig:
 
     chunk_len: int = 40
     """Actions predicted at once."""
-    execute_len: int = 20
+    execute_len: int = AtMost(20)
     """Actions run before the policy looks again."""
     width: int = 128
     """Of a token; a multiple of 2 heads."""
@@ -54,6 +54,7 @@ class ActConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     def __post_init__(self) -> None:
+        fit_to_chunk(self, "execute_len")
         check_lengths(self.chunk_len, self.execute_len)
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of 2 heads = {2 * self.heads}, got {self.width}")

@@ -21,7 +21,7 @@ from robostack.core.attention import block_mask
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
-from robostack.policies.protocol import Interface, Observation, check_lengths
+from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, fit_to_chunk
 
 Head = Literal["l1", "l2", "bins"]
 # Block ids: a token sees its own block and the earlier ones. The task comes first, then three blocks a decision.
@@ -37,7 +37,7 @@ class DecisionTransformerConfig:
     than 4, at unequal batches and steps; why is not established."""
     chunk_len: int = 20
     """Actions predicted at once."""
-    execute_len: int = 20
+    execute_len: int = AtMost(20)
     """Actions run between two decisions."""
     hide_actions: float = 0.0
     """Share of training samples in which the actions of the past are hidden, against a policy that copies them. At 1
@@ -64,6 +64,7 @@ class DecisionTransformerConfig:
     def __post_init__(self) -> None:
         if self.context < 1:
             raise ValueError(f"context must be at least 1, got {self.context}")
+        fit_to_chunk(self, "execute_len")
         check_lengths(self.chunk_len, self.execute_len)
         if self.bins < 2 or self.bin_range <= 0.0:
             raise ValueError(f"bins need a number above 1 and a range above 0, got {self.bins} and {self.bin_range}")

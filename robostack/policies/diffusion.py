@@ -24,7 +24,7 @@ from robostack.core.transformer import StreamConfig, Transformer, TransformerCon
 from robostack.core.unet import UNet, UNetConfig, step_embedding
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
-from robostack.policies.protocol import Interface, Observation, check_lengths
+from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, check_multiple, fit_to_chunk
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DiffusionConfig:
 
     chunk_len: int = 40
     """Actions predicted from the present on."""
-    execute_len: int = 20
+    execute_len: int = AtMost(20)
     """Actions run before the policy looks again."""
     observe_len: int = 1
     """Looks that are seen, the last of them now."""
@@ -75,13 +75,18 @@ class DiffusionConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     def __post_init__(self) -> None:
+        fit_to_chunk(self, "execute_len")
         check_lengths(self.chunk_len, self.execute_len)
         if not 0 <= self.predict_past < self.observe_len:
             raise ValueError(f"predict_past must lie in 0..observe_len − 1, got {self.predict_past}")
-        what = {"unet": "2^(levels of the U-Net − 1)", "dit": "actions_per_token"}[self.network]
-        multiple = self.unet.multiple if self.network == "unet" else self.dit.actions_per_token
-        if (self.chunk_len + self.predict_past) % multiple:
-            raise ValueError(f"chunk_len + predict_past must be a multiple of {what} = {multiple}")
+        name, length = (
+            "chunk_len + predict_past" if self.predict_past else "chunk_len",
+            self.chunk_len + self.predict_past,
+        )
+        if self.network == "unet":
+            check_multiple(name, length, "2^(levels of the U-Net − 1) =", self.unet.multiple, settable=False)
+        else:
+            check_multiple(name, length, "dit.actions_per_token", self.dit.actions_per_token)
         if self.noising_steps % self.sample_steps:
             raise ValueError(f"sample_steps must divide noising_steps = {self.noising_steps}, got {self.sample_steps}")
 

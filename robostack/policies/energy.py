@@ -26,7 +26,7 @@ from robostack.core import energy as core
 from robostack.core.transformer_parts import AdaptiveNorm, FeedForward
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
-from robostack.policies.protocol import Interface, Observation, check_lengths
+from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, fit_to_chunk
 
 ChunkEnergy = Callable[[Tensor], Tensor]
 """Normalised chunks (*batch, chunk_len, action_dim) ↦ (*batch,): what is added to a policy's own energy."""
@@ -38,9 +38,9 @@ class EnergyConfig:
 
     chunk_len: int = 40
     """Actions predicted at once."""
-    execute_len: int = 20
+    execute_len: int = AtMost(20)
     """Actions run before the policy looks again."""
-    coefficients: int = 8
+    coefficients: int = AtMost(8)
     """Of the cosine transform in time that are kept; 8 of 40 leave an error of 0.7 % of the actions' deviation."""
     width: int = 256
     depth: int = 3
@@ -88,6 +88,7 @@ class EnergyConfig:
         return History()
 
     def __post_init__(self) -> None:
+        fit_to_chunk(self, "execute_len", "coefficients")
         check_lengths(self.chunk_len, self.execute_len)
         if not 0 < self.coefficients <= self.chunk_len:
             raise ValueError(f"coefficients must lie in 1..chunk_len = {self.chunk_len}, got {self.coefficients}")

@@ -24,7 +24,7 @@ from robostack.core.text import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, make_entity_encoder, make_image_encoder
-from robostack.policies.protocol import Interface, Observation, check_lengths
+from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, check_multiple, fit_to_chunk
 
 Prediction = Literal["velocity", "data"]
 # Block ids: a token sees its own block and the earlier ones.
@@ -37,7 +37,7 @@ class Pi0Config:
 
     chunk_len: int = 40
     """Actions predicted at once."""
-    execute_len: int = 20
+    execute_len: int = AtMost(20)
     """Actions run before the policy looks again."""
     actions_per_token: int = 10
     """Consecutive actions that share a token of the expert; divides chunk_len."""
@@ -62,8 +62,8 @@ class Pi0Config:
     """Bound of 1 − t where a data prediction is turned into a velocity."""
 
     def __post_init__(self) -> None:
-        if self.chunk_len % self.actions_per_token:
-            raise ValueError(f"chunk_len {self.chunk_len} is no multiple of actions_per_token {self.actions_per_token}")
+        check_multiple("chunk_len", self.chunk_len, "actions_per_token", self.actions_per_token)
+        fit_to_chunk(self, "execute_len")
         check_lengths(self.chunk_len, self.execute_len)
         if self.prediction == "velocity" and self.loss == "data":
             raise ValueError("prediction 'velocity' has its loss on the velocity: set loss to 'velocity'")

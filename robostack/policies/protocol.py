@@ -90,10 +90,33 @@ class PolicyConfig(Protocol):
     def history(self) -> History: ...
 
 
+class AtMost(int):
+    """A setting's default that gives way: so much, or as much as a shorter chunk has. What a user gives stays, and is
+    refused where it does not fit."""
+
+
+def fit_to_chunk(config: PolicyConfig, *names: str) -> None:
+    """Brings the settings of these names that nobody gave within chunk_len; for a frozen config's `__post_init__`."""
+    for name in names:
+        if isinstance(value := getattr(config, name), AtMost):
+            object.__setattr__(config, name, min(int(value), config.chunk_len))
+
+
 def check_lengths(chunk_len: int, execute_len: int) -> None:
     """Raises ValueError unless a chunk holds the actions that are run of it."""
     if not 0 < execute_len <= chunk_len:
         raise ValueError(f"execute_len must lie in 1..chunk_len = {chunk_len}, got {execute_len}")
+
+
+def check_multiple(name: str, value: int, of: str, divisor: int, settable: bool = True) -> None:
+    """Raises ValueError, which says what would fit, unless `value` is a multiple of `divisor`, a setting by default."""
+    if divisor < 1:
+        raise ValueError(f"{of} must be at least 1, got {divisor}")
+    if value % divisor:
+        near = [str(fits) for fits in (value // divisor * divisor, -(-value // divisor) * divisor) if fits > 0]
+        divisors = ", ".join(str(fits) for fits in range(1, value + 1) if value % fits == 0)
+        other = f", or {of} of {divisors}" if settable else ""
+        raise ValueError(f"{name} {value} is not a multiple of {of} {divisor}: take {' or '.join(near)}{other}")
 
 
 class Policy(Protocol):
