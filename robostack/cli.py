@@ -161,7 +161,7 @@ def convert(arguments: list[str]) -> int:
 
 def inspect(arguments: list[str]) -> int:
     """robostack inspect PATH: what is in a data set or a checkpoint, and what is wrong with it."""
-    from robostack.datasets.formats import open_reader
+    from robostack.datasets.formats import Selection, open_reader
     from robostack.datasets.inspection import InspectConfig
     from robostack.datasets.inspection import inspect as run
     from robostack.evaluation import inspection_console as show
@@ -172,7 +172,7 @@ def inspect(arguments: list[str]) -> int:
         [
             ("path", Annotated[Positional[Path], arg(help="Data set of any format, checkpoint or run.")]),
             ("config", Annotated[InspectConfig, OmitArgPrefixes], field(default_factory=InspectConfig)),
-            ("drop", Annotated[tuple[str, ...], arg(help="Features of a data set to leave out.")], ()),
+            ("selection", Annotated[Selection, OmitArgPrefixes], field(default_factory=Selection)),
             ("html", Annotated[Path | None, arg(help="Page to write of a data set; must not exist.")], None),
             ("json", Json, False),
         ],
@@ -195,7 +195,7 @@ def inspect(arguments: list[str]) -> int:
         else:
             show.print_checkpoint(description, console)
         return 0
-    reader = open_reader(config.path, config.drop)
+    reader = open_reader(config.path, config.selection)
     with Bar(console, "inspecting") as bar:
         inspection = run(reader, config.config, lambda done: bar.update(done, reader.episodes, ""))
     if page is not None:

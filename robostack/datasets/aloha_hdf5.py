@@ -21,7 +21,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -76,6 +76,7 @@ class AlohaHdf5Reader:
         self.path, self._drop = Path(path), frozenset(drop)
         self._files = episode_files(self.path)
         errors: list[DataError] = []
+        self.left_out: dict[str, str] = {}
         for episode in range(len(self._files)):
             try:
                 with self._open(episode) as root:
@@ -97,6 +98,10 @@ class AlohaHdf5Reader:
     @property
     def episodes(self) -> int:
         return len(self._files)
+
+    def select(self, keys: Collection[str]) -> None:
+        self._drop |= {key for key in self.features if key not in keys}
+        self.features = {key: feature for key, feature in self.features.items() if key in keys}
 
     def length(self, episode: int) -> int:
         with self._open(episode) as root:

@@ -27,7 +27,16 @@ from typing import Any
 import numpy as np
 
 from robostack.datasets.episodes import Appender, Column, DataError, Episode, EpisodeReader, Frames
-from robostack.datasets.formats import Format, Recording, create_writer, detect, find_format, resume_writer
+from robostack.datasets.formats import (
+    Format,
+    Recording,
+    Selection,
+    create_writer,
+    detect,
+    find_format,
+    open_reader,
+    resume_writer,
+)
 from robostack.extras import require_extra
 
 LOSSY_BOUND = 12.0
@@ -55,6 +64,10 @@ class ConvertConfig:
     """Format: robostack, lerobot, aloha or diffusion-policy; auto is robostack for data of another format."""
     drop: tuple[str, ...] = ()
     """Features to leave out, such as next.reward."""
+    keep: tuple[str, ...] = ()
+    """Features asked for, which must be whole; by default all that can be read."""
+    rename: tuple[str, ...] = ()
+    """New names of features, as old=new."""
     resize: str = ""
     """Size of the cameras, as HEIGHTxWIDTH; as they are by default."""
     fps: float | None = None
@@ -153,7 +166,7 @@ def _plan(config: ConvertConfig) -> _Job:
     if config.to == "auto" and source.name == "robostack":
         raise ValueError(f"{config.src} is robostack's own: say to which format with --to")
     target = find_format("robostack" if config.to == "auto" else config.to)
-    reader = source.read(config.src, config.drop)
+    reader = open_reader(config.src, Selection(config.keep, config.drop, config.rename))
     if "action" not in reader.features:
         raise DataError(f"{config.src} has no action; it has {', '.join(reader.features)}")
     images = config.images or target.images[0]
@@ -217,7 +230,7 @@ class _State:
         settings = asdict(job.config) | {
             "src": str(job.config.src.resolve()),
             "dst": job.config.dst.name,
-            "drop": list(job.config.drop),
+            **{name: list(getattr(job.config, name)) for name in ("drop", "keep", "rename")},
             "to": job.target.name,
             "images": job.images,
             "episodes": job.reader.episodes,
@@ -306,7 +319,7 @@ def _append_all(job: _Job, writer: Appender, state: _State) -> Iterator[tuple[in
 def _verify(job: _Job, kept: Sequence[int], report: Callable[[Progress], None]) -> tuple[str, int]:
     """Compares the result with its source: episodes, lengths, tasks, every number, and of a few episodes the first and
     last frame of each camera. Gives the SHA-256 of the result's actions, and the frames."""
-    result = job.target.read(job.data, ())
+    result = job.target.read(job.data)
     if result.episodes != len(kept):
         raise _differs(job, f"expected {len(kept)} episodes, got {result.episodes}")
     with_images = {0, len(kept) // 2, len(kept) - 1}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class DiffusionPolicyReader:
         self.fps, self.robot, self._tasks, described = self._attributes()
         features: dict[str, Feature] = {}
         self._names: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
         unused = set(drop)
         for name in names:
             known = described.get(name, (None, (), ()))
@@ -87,6 +88,9 @@ class DiffusionPolicyReader:
     @property
     def episodes(self) -> int:
         return len(self._ends)
+
+    def select(self, keys: Collection[str]) -> None:
+        self.features = {key: feature for key, feature in self.features.items() if key in keys}
 
     def length(self, episode: int) -> int:
         start, stop = self._bounds(episode)

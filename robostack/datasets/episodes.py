@@ -10,36 +10,102 @@ Keys are LeRobot's: `observation.state`, `observation.images.<camera>`, `action`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 IMAGES = "observation.images."
 BOOKKEEPING = ("frame_index", "episode_index", "index", "task_index")
 
 
 class DataError(ValueError):
-    """The data is not what it claims to be; the message says what was expected, what came and what to do."""
+    """The data is not what it claims to be; the message says what was expected, what was got and what to do."""
+
+
+class FeatureError(DataError):
+    """One feature is of a kind that cannot be kept: another type or shape than declared, values missing or not finite.
+    The rest of the episode is whole, so that whoever can do without the feature leaves it out and goes on."""
+
+    def __init__(self, feature: str, what: str) -> None:
+        super().__init__(f"{feature} {what}")
+        self.feature, self.what = feature, what
+
+
+LARGEST_FRAME = 1 << 28
+"""Bytes that one frame of a feature may take; a picture of 8192×8192 pixels takes 192 MiB."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What one frame of a feature holds: `names` and `units` describe the entries of a vector, in order."""
+    """What one frame of a feature holds: `names` and `units` describe its entries, of a matrix row by row. A depth
+    camera has one unit, that of all its pixels.
+
+    Raises DataError for a shape, type, or number of names or units that cannot be.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     names: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        try:
+            dtype = np.dtype(self.dtype)
+        except (TypeError, ValueError, SyntaxError):
+            dtype = np.dtype("O")
+        if dtype.kind not in "biuf" or dtype.name != self.dtype:
+            raise DataError(f"expected a type of numbers such as float32, got {self.dtype!r}")
+        if len(self.shape) > 8 or not all(type(size) is int and size > 0 for size in self.shape):
+            raise DataError(f"expected a shape of up to 8 positive sizes, got {self.shape}")
+        if self.entries * dtype.itemsize > LARGEST_FRAME:
+            raise DataError(f"a frame of shape {self.shape} {self.dtype} takes more than {LARGEST_FRAME:,} bytes")
+        if self.names and len(self.names) != self.entries:
+            raise DataError(f"expected {self.entries} names for shape {self.shape} or none, got {len(self.names)}")
+        if self.units and len(self.units) != (1 if self.is_depth else self.entries):
+            raise DataError(f"expected {self.entries} units for shape {self.shape} or none, got {len(self.units)}")
+
+    @property
+    def entries(self) -> int:
+        """How many numbers one frame holds."""
+        return math.prod(self.shape)
+
     @property
     def is_image(self) -> bool:
         """Images are uint8 RGB, (height, width, 3)."""
-        return self.dtype == "uint8" and len(self.shape) == 3
+        return self.dtype == "uint8" and len(self.shape) == 3 and self.shape[2] == 3
+
+    @property
+    def is_depth(self) -> bool:
+        """Depth images are uint16, (height, width, 1), 0 where nothing was measured; usually in mm."""
+        return self.dtype == "uint16" and len(self.shape) == 3 and self.shape[2] == 1
+
+    @property
+    def is_camera(self) -> bool:
+        """Whether it is a picture, of colour or depth; everything else is numbers."""
+        return self.is_image or self.is_depth
+
+    @property
+    def entry_names(self) -> tuple[str, ...]:
+        """A name for each entry, its place where none is given: "2" in a vector, "1,0" in a matrix, "" of a scalar."""
+        places = np.ndindex(self.shape) if self.shape and not self.is_camera else ()
+        return self.names or tuple(",".join(map(str, place)) for place in places) or ("",)
+
+
+def unique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, those that repeat themselves with their number: j, j, g become j#1, j#2, g."""
+    counts, met = Counter(names), Counter[str]()
+    unique = []
+    for name in names:
+        met[name] += 1
+        unique.append(f"{name}#{met[name]}" if counts[name] > 1 else name)
+    return tuple(unique)
 
 
 @dataclass(frozen=True)
@@ -50,20 +116,18 @@ class Frames:
     """
 
     shape: tuple[int, int, int, int]
-    """(frames, height, width, 3)."""
-    read: Callable[[], Iterator[UInt8[np.ndarray, "height width 3"]]]
+    """(frames, height, width, channels): three of colour, or one of depth."""
+    read: Callable[[], Iterator[Shaped[np.ndarray, "height width channels"]]]
     check: Callable[[], None] = lambda: None
     """Raises DataError for what can be seen to be wrong without decoding, such as a video that is too short."""
+    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
+    """uint8 of colour, uint16 of depth."""
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __iter__(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+    def __iter__(self) -> Iterator[Shaped[np.ndarray, "height width channels"]]:
         return self.read()
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype(np.uint8)
 
 
 Column = np.ndarray | Frames
@@ -75,6 +139,8 @@ class Episode:
 
     columns: Mapping[str, Column]
     task: Sequence[str]
+    remarks: tuple[str, ...] = ()
+    """What was set right while reading, such as an action more than states that was cut off, a line each."""
 
 
 @runtime_checkable
@@ -102,6 +168,15 @@ class EpisodeReader(Protocol):
 
     @property
     def features(self) -> Mapping[str, Feature]: ...
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Features of the source that are of no kind that is read, and why; the rest is read without them."""
+        ...
+
+    def select(self, keys: Collection[str]) -> None:
+        """From now on only these of the features are there; the others are not even read."""
+        ...
 
     @property
     def provenance(self) -> Mapping[str, Any]: ...
@@ -151,10 +226,10 @@ def check_episode(columns: Mapping[str, Column], features: Mapping[str, Feature]
         rows = columns[key]
         if rows.shape != (length, *feature.shape) or rows.dtype != np.dtype(feature.dtype):
             expected = f"{(length, *feature.shape)} {feature.dtype}"
-            raise DataError(f"{key}: expected {expected}, got {rows.shape} {rows.dtype}")
+            raise FeatureError(key, f"is not as declared: expected {expected}, got {rows.shape} {rows.dtype}")
         if isinstance(rows, np.ndarray) and rows.dtype.kind == "f" and not np.isfinite(rows).all():
             frame = int(np.argwhere(~np.isfinite(rows))[0][0])
-            raise DataError(f"{key} is not finite at frame {frame} of the episode: drop or repair the episode")
+            raise FeatureError(key, f"is not finite at frame {frame} of the episode: drop or repair the episode")
     return length
 
 

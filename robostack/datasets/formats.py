@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from robostack.datasets.episodes import Appender, DataError, Episode, EpisodeReader, Feature
+from robostack.datasets.episodes import IMAGES, Appender, DataError, Episode, EpisodeReader, Feature, FeatureError
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Format:
     name: str
     looks_like: str
     recognises: Callable[[Path], bool]
-    read: Callable[[Path, Sequence[str]], EpisodeReader]
-    """Path and features to leave out."""
+    read: Callable[[Path], EpisodeReader]
     create: Callable[[Path, Recording, str], Appender]
     """Path, what is recorded, how cameras are kept: one of `images`."""
     resume: Callable[[Path], Appender]
@@ -53,9 +52,9 @@ def detect(path: str | Path) -> Format:
     raise DataError(f"{path} is no data set that is known: looked for {looked_for}")
 
 
-def open_reader(path: str | Path, drop: Sequence[str] = ()) -> EpisodeReader:
-    """The data set at `path`, whatever its format, without the features `drop`."""
-    return detect(path).read(Path(path), drop)
+def open_reader(path: str | Path, selection: Selection | None = None) -> EpisodeReader:
+    """The data set at `path`, whatever its format, under LeRobot's names. Raises DataError where it cannot be read."""
+    return _Selected(detect(path).read(Path(path)), selection or Selection())
 
 
 def find_format(name: str) -> Format:
@@ -83,30 +82,80 @@ def resume_writer(name: str, path: str | Path) -> Appender:
     return find_format(name).resume(Path(path))
 
 
-class _Without:
-    """A data set without some of its features."""
+@dataclass(frozen=True)
+class Selection:
+    """Which features of a data set are read, and under which names. Names are those after renaming."""
 
-    def __init__(self, reader: EpisodeReader, drop: Sequence[str]) -> None:
-        if unknown := [key for key in drop if key not in reader.features]:
-            has = ", ".join(reader.features)
-            raise DataError(f"{reader.path} has no {', '.join(unknown)} to leave out: it has {has}")
+    keep: tuple[str, ...] = ()
+    """Features asked for, which must be there and whole; all that can be read when none is named."""
+    drop: tuple[str, ...] = ()
+    """Features to leave out."""
+    rename: tuple[str, ...] = ()
+    """New names of features, as old=new."""
+
+    def __post_init__(self) -> None:
+        for text in self.rename:
+            old, _, new = text.partition("=")
+            if not old or not new:
+                raise ValueError(f"expected old=new to rename a feature, got {text!r}")
+
+
+class _Selected:
+    """Some of the features of a data set, some under other names."""
+
+    def __init__(self, reader: EpisodeReader, selection: Selection) -> None:
+        given = dict(text.split("=", 1) for text in selection.rename)
+        has = {*reader.features, *reader.left_out}
+        if unknown := [key for key in given if key not in has]:
+            raise DataError(f"{reader.path} has no {', '.join(unknown)} to rename: it has {', '.join(sorted(has))}")
+        names = {key: given.get(key) or usual_name(key, reader.features) for key in reader.features}
+        self._old = {new: old for old, new in names.items()}
+        if len(self._old) != len(names):
+            twins = sorted(old for old, new in names.items() if self._old[new] != old)
+            raise DataError(f"{reader.path}: {twins[0]} would have the name of another feature: choose another")
+        self.left_out = {given.get(key, key): why for key, why in reader.left_out.items()}
+        has = {*self._old, *self.left_out}
+        for what, keys in (("keep", selection.keep), ("leave out", selection.drop)):
+            if unknown := [key for key in keys if key not in has]:
+                raise DataError(f"{reader.path} has no {', '.join(unknown)} to {what}: it has {', '.join(sorted(has))}")
+        if missing := [key for key in selection.keep if key in self.left_out and key not in selection.drop]:
+            raise DataError(f"{reader.path}: {missing[0]} is not read: {self.left_out[missing[0]]}")
+        self.left_out = {key: why for key, why in self.left_out.items() if key not in selection.drop}
         self._reader = reader
         self.path, self.format, self.fps, self.robot = reader.path, reader.format, reader.fps, reader.robot
-        self.provenance = reader.provenance
-        self.features: Mapping[str, Feature] = {
-            key: feature for key, feature in reader.features.items() if key not in drop
-        }
+        renamed = {old: new for new, old in self._old.items() if old != new}
+        self.provenance = {**reader.provenance, **({"renamed": renamed} if renamed else {})}
+        self.select([key for key in self._old if key not in selection.drop and key in (selection.keep or has)])
 
     @property
     def episodes(self) -> int:
         return self._reader.episodes
 
+    def select(self, keys: Collection[str]) -> None:
+        self._reader.select([self._old[key] for key in keys])
+        self._old = {new: old for new, old in self._old.items() if new in keys}
+        self.features: Mapping[str, Feature] = {new: self._reader.features[old] for new, old in self._old.items()}
+
     def length(self, episode: int) -> int:
         return self._reader.length(episode)
 
     def read_episode(self, episode: int) -> Episode:
-        whole = self._reader.read_episode(episode)
-        return Episode({key: whole.columns[key] for key in self.features}, whole.task)
+        try:
+            whole = self._reader.read_episode(episode)
+        except FeatureError as error:
+            new = {old: new for new, old in self._old.items()}
+            raise FeatureError(new.get(error.feature, error.feature), error.what) from error
+        return replace(whole, columns={new: whole.columns[old] for new, old in self._old.items()})
+
+
+def usual_name(key: str, features: Mapping[str, Feature]) -> str:
+    """A feature's name in LeRobot's words, where it has one of the names that others use: `actions`, `state`, and
+    cameras that are not called observation.images.<camera>. A name that another feature has already is not taken."""
+    if features[key].is_camera and not key.startswith(IMAGES):
+        usual = IMAGES + key.removeprefix("observation.").removeprefix("images.")
+    else:
+        usual = {"actions": "action", "state": "observation.state"}.get(key, key)
+    return key if usual in features else usual
 
 
 # Each format is imported when it is used: its packages may be missing.
@@ -122,11 +171,10 @@ def _is_robostack(path: Path) -> bool:
         return True  # cut short: its reader says so
 
 
-def _read_robostack(path: Path, drop: Sequence[str]) -> EpisodeReader:
+def _read_robostack(path: Path) -> EpisodeReader:
     from robostack.datasets.store import EpisodeStore
 
-    store = EpisodeStore(path)
-    return _Without(store, drop) if drop else store
+    return EpisodeStore(path)
 
 
 def _create_robostack(path: Path, recording: Recording, _: str) -> Appender:
@@ -142,10 +190,10 @@ def _resume_robostack(path: Path) -> Appender:
     return EpisodeWriter.resume(path)
 
 
-def _read_lerobot(path: Path, drop: Sequence[str]) -> EpisodeReader:
+def _read_lerobot(path: Path) -> EpisodeReader:
     from robostack.datasets.lerobot_reader import LeRobotReader
 
-    return LeRobotReader(path, drop)
+    return LeRobotReader(path)
 
 
 def _create_lerobot(path: Path, recording: Recording, images: Any) -> Appender:
@@ -165,10 +213,10 @@ def _is_aloha(path: Path) -> bool:
     return path.suffix in (".hdf5", ".h5") if path.is_file() else any(path.glob("episode_*.hdf5"))
 
 
-def _read_aloha(path: Path, drop: Sequence[str]) -> EpisodeReader:
+def _read_aloha(path: Path) -> EpisodeReader:
     from robostack.datasets.aloha_hdf5 import AlohaHdf5Reader
 
-    return AlohaHdf5Reader(path, drop)
+    return AlohaHdf5Reader(path)
 
 
 def _create_aloha(path: Path, recording: Recording, images: Any) -> Appender:
@@ -193,10 +241,10 @@ def _is_diffusion_policy(path: Path) -> bool:
         return ends in archive.namelist()
 
 
-def _read_diffusion_policy(path: Path, drop: Sequence[str]) -> EpisodeReader:
+def _read_diffusion_policy(path: Path) -> EpisodeReader:
     from robostack.datasets.diffusion_policy import DiffusionPolicyReader
 
-    return DiffusionPolicyReader(path, drop)
+    return DiffusionPolicyReader(path)
 
 
 def _create_diffusion_policy(path: Path, recording: Recording, _: str) -> Appender:

@@ -9,7 +9,7 @@ LeRobot's converters put a whole file in one; pictures are read and decoded whil
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -52,14 +52,12 @@ class LeRobotReader:
             has = ", ".join(meta.described)
             raise DataError(f"{path} has no {', '.join(unknown)} to leave out: it has {has}")
         self.features: dict[str, Feature] = {}
-        refused = []
+        self.left_out: dict[str, str] = {}
         for key in meta.described.keys() - {*BOOKKEEPING, *drop}:
             try:
                 self.features[key] = read_feature(key, meta.described[key])
             except (ValueError, KeyError, TypeError) as error:
-                refused.append(f"{key} ({one_line(error)})")
-        if refused:
-            raise DataError(f"{path} has features that are not read, leave them out: {', '.join(sorted(refused))}")
+                self.left_out[key] = one_line(error)
         self.features = {key: self.features[key] for key in meta.described if key in self.features}
         self.provenance: dict[str, Any] = {"source": {"format": self.format, "path": self.path.resolve().name}}
         if drop:
@@ -72,6 +70,10 @@ class LeRobotReader:
     @property
     def episodes(self) -> int:
         return len(self._places)
+
+    def select(self, keys: Collection[str]) -> None:
+        self.features = {key: feature for key, feature in self.features.items() if key in keys}
+        self._kept = None
 
     def length(self, episode: int) -> int:
         return self._places[episode].length

@@ -15,7 +15,7 @@ append that never finished. A kill therefore loses the episode in flight and not
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ class EpisodeWriter:
         for key in INDEX:
             Rows.create(self.path, key, (), "int64", is_image=False)
         for key, feature in features.items():
-            Rows.create(self.path, key, feature.shape, feature.dtype, feature.is_image)
+            Rows.create(self.path, key, feature.shape, feature.dtype, feature.is_camera)
         self._open()
 
     @classmethod
@@ -169,7 +169,7 @@ class EpisodeStore:
             raise DataError(f"{path}/zarr.json cannot be read ({line}): restore it from a copy") from error
         if attributes.get("format") != FORMAT:
             raise DataError(f"{path}: expected format {FORMAT!r}, got {attributes.get('format')!r}: collect it again")
-        self.format = "robostack"
+        self.format, self.left_out = "robostack", {}
         self.fps: float = attributes["fps"]
         self.robot: str | None = attributes["robot"]
         self.tasks: tuple[str, ...] = tuple(attributes["tasks"])
@@ -196,6 +196,10 @@ class EpisodeStore:
     @property
     def episodes(self) -> int:
         return len(self.episode_ends)
+
+    def select(self, keys: Collection[str]) -> None:
+        """From now on only these features are there."""
+        self.features = {key: feature for key, feature in self.features.items() if key in keys}
 
     @property
     def episode_starts(self) -> np.ndarray:
@@ -253,9 +257,10 @@ class EpisodeStore:
         start, end = int(self.episode_starts[episode]), int(self.episode_ends[episode])
         columns: dict[str, Column] = {}
         for key, feature in self.features.items():
-            if feature.is_image:
-                height, width, _ = feature.shape
-                columns[key] = Frames((end - start, height, width, 3), partial(self._frames, key, start, end))
+            if feature.is_camera:
+                height, width, channels = feature.shape
+                read = partial(self._frames, key, start, end)
+                columns[key] = Frames((end - start, height, width, channels), read, dtype=np.dtype(feature.dtype))
             else:
                 columns[key] = self.read(key, start, end)
         return Episode(columns, [self.tasks[task] for task in self.tasks_at(np.arange(start, end))])

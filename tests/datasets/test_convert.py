@@ -184,7 +184,7 @@ def test_settings_that_do_not_fit_are_refused_first(tmp_path: Path) -> None:
     refused(source, "unknown format 'rlds'", to="rlds")
     refused(source, "robostack keeps images as raw, not as 'png'", images="png")
     refused(source, "expected HEIGHTxWIDTH", resize="16")
-    refused(source, "has no next.reward to drop", drop=("next.reward",))
+    refused(source, "has no next.reward to leave out", drop=("next.reward",))
     refused(source, "has no action", drop=("action",))
     refused(source, "lies in the source", dst=source / "data")
     refused(tmp_path / "nowhere", "does not exist")

@@ -8,7 +8,7 @@ import pytest
 from support import write
 
 from robostack.datasets.episodes import Appender, DataError, EpisodeReader, Feature
-from robostack.datasets.formats import FORMATS, Recording, create_writer, detect, open_reader, resume_writer
+from robostack.datasets.formats import FORMATS, Recording, Selection, create_writer, detect, open_reader, resume_writer
 
 FEATURES = {
     "observation.state": Feature((14,), "float32"),
@@ -32,13 +32,13 @@ def test_a_format_is_found_by_looking(tmp_path: Path, name: str) -> None:
     writer.append(episode(4), "task")
     writer.finish()
     assert detect(path).name == name
-    reader = open_reader(path, ["observation.images.top"])
+    reader = open_reader(path, Selection(drop=("observation.images.top",)))
     assert isinstance(reader, EpisodeReader)
     assert [reader.length(i) for i in range(reader.episodes)] == [3, 4]
     assert {*FEATURES} - {*reader.features} == {"observation.images.top"}
     assert {*reader.read_episode(1).columns} == {*reader.features}
     with pytest.raises(DataError, match=r"has no observation.none to .*: it has"):
-        open_reader(path, ["observation.none"])
+        open_reader(path, Selection(drop=("observation.none",)))
 
 
 def test_what_is_no_data_set_is_told_what_was_looked_for(tmp_path: Path) -> None:

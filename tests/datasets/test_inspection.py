@@ -2,7 +2,7 @@
 
 import json
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Data:
     """A reader of made-up episodes; the task of each and what is changed in it can be told."""
 
     format, robot, provenance = "made up", "aloha", {"seed": 1}
+    left_out: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -63,6 +64,9 @@ class Data:
         columns = make_columns(episode)
         self.changes.get(episode, lambda _: None)(columns)
         return {key: rows for key, rows in columns.items() if key in self.features}
+
+    def select(self, keys: Collection[str]) -> None:
+        self.features = {key: feature for key, feature in self.features.items() if key in keys}
 
     def length(self, episode: int) -> int:
         return len(self.columns(episode)["action"])

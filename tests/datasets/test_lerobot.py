@@ -345,14 +345,13 @@ def test_reading_a_video_is_linear_in_its_frames(tmp_path, monkeypatch):
     assert decoded[0] <= sum(LENGTHS) + 3  # each begins at a key frame, which is at most one frame before it
 
 
-def test_texts_and_depth_are_refused_by_name_unless_dropped(by_lerobot, tmp_path):
+def test_texts_are_left_out_by_name(by_lerobot, tmp_path):
     path = shutil.copytree(by_lerobot["video"], tmp_path / "data")
     info = json.loads((path / "meta/info.json").read_text())
     info["features"]["note"] = {"dtype": "string", "shape": [1], "names": None}
-    info["features"][TOP]["info"]["is_depth_map"] = True
     (path / "meta/info.json").write_text(json.dumps(info))
-    with pytest.raises(DataError, match=rf"not read, leave them out: note \(dtype string\), {TOP} \(depth\)"):
-        LeRobotReader(path)
+    reader = LeRobotReader(path)
+    assert reader.left_out == {"note": "dtype string"} and "note" not in reader.features
     reader = LeRobotReader(path, drop=["note", TOP])
     assert TOP not in reader.features and reader.provenance["source"]["dropped"] == ["note", TOP]
     assert reader.read_episode(1).columns.keys() == reader.features.keys()
