@@ -7,6 +7,7 @@ Arrays may be gray, gray with a last axis of one, RGB or RGBA, channels first or
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -116,7 +117,8 @@ def _decoded(data: bytes, formats: tuple[str, ...] | None) -> tuple[np.ndarray, 
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as picture:  # reads the size, not yet the pixels
+        # Reads the size, not yet the pixels; Pillow's own warning about large ones is our error.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=formats) as picture:
             if picture.width * picture.height > LARGEST_PICTURE:
                 came = f"{picture.width}×{picture.height}"
                 raise DataError(f"the picture has {came} pixels, more than the {LARGEST_PICTURE:,} allowed")

@@ -48,6 +48,7 @@ def test_floats_that_are_no_colours_are_told(wrong: float) -> None:
     pictures = RGB.astype(np.float32)
     pictures[0, 0, 0] = wrong
     form = PictureForm.of(pictures.shape, pictures.dtype)
+    assert form is not None
     with pytest.raises(DataError, match=r"expected colours in 0\.\.255"):
         form.seen(pictures).rgb(pictures)
 
