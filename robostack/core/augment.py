@@ -40,18 +40,19 @@ def jitter_colour(
 ) -> UInt8[Tensor, "batch looks height width 3"]:
     """Each sample in other colours: brightness b, contrast c and saturation s drawn from 1 − strength..1 + strength.
 
-    With g the luma of a pixel and ḡ its mean over the sample, a pixel x becomes b (ḡ + c (g + s (x − g) − ḡ)).
+    With g the luma of a pixel and ḡ its mean over the sample, a pixel x becomes b (ḡ + c (g + s (x − g) − ḡ)), in
+    torch's default type: in float32 the last bits decide a few roundings, differently on another processor.
     """
     if strength == 0.0:
         return images
-    batch, device = len(images), images.device
+    batch, device, dtype = len(images), images.device, torch.get_default_dtype()
     drawn = torch.rand((3, batch, 1, 1), generator=generator, device=device, dtype=torch.float32)
-    brightness, contrast, saturation = 1.0 + strength * (2.0 * drawn - 1.0)
-    luma = torch.tensor(LUMA, device=device, dtype=torch.float32)
-    pixels = images.reshape(batch, -1, 3).float()
+    brightness, contrast, saturation = (1.0 + strength * (2.0 * drawn - 1.0)).to(dtype)
+    luma = torch.tensor(LUMA, device=device, dtype=dtype)
+    pixels = images.reshape(batch, -1, 3).to(dtype)
     # All of it is linear in a pixel: one 3 × 3 matrix and one offset a sample.
     grey = luma[:, None].expand(3, 3)
-    matrix = saturation * torch.eye(3, device=device, dtype=torch.float32) + (1.0 - saturation) * grey
+    matrix = saturation * torch.eye(3, device=device, dtype=dtype) + (1.0 - saturation) * grey
     mean = (pixels.mean(1) @ luma)[:, None, None]
     offset = brightness * (1.0 - contrast) * mean
     coloured = torch.baddbmm(offset, pixels, brightness * contrast * matrix)

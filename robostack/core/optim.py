@@ -78,9 +78,10 @@ STATE: Mapping[type[torch.optim.Optimizer], tuple[str, ...]] = {
 def build_optimizers(
     policy: nn.Module, name: OptimizerName, learning_rate: float, weight_decay: float
 ) -> tuple[torch.optim.Optimizer, ...]:
-    """Optimisers that share the policy's parameters out among them. Only matrices are decayed."""
+    """Optimisers that share the policy's parameters out among them. Only `layer_weights` are decayed."""
+    decayed = layer_weights(policy)
     if name == "adamw":
-        return (_adamw(list(policy.parameters()), learning_rate, weight_decay),)
+        return (_adamw(list(policy.parameters()), decayed, learning_rate, weight_decay),)
     if name == "muon":
         matrices = list(hidden_matrices(policy).values())
         if not matrices:
@@ -88,8 +89,23 @@ def build_optimizers(
         taken = set(matrices)
         others = [parameter for parameter in policy.parameters() if parameter not in taken]
         muon = Muon(matrices, learning_rate, weight_decay)
-        return (muon, _adamw(others, learning_rate, weight_decay))
+        return (muon, _adamw(others, decayed, learning_rate, weight_decay))
     assert_never(name)
+
+
+def layer_weights(module: nn.Module) -> set[nn.Parameter]:
+    """What is multiplied with what comes in: the weights of linear layers and convolutions.
+
+    Their size alone is what decay is for. It would pull embeddings (of words, of places, of looks) and learned tokens
+    to one and the same zero, and norms to silence; biases are too few to matter.
+    """
+    return {
+        parameter
+        for part in module.modules()
+        if not isinstance(part, nn.Embedding)
+        for name, parameter in part.named_parameters(recurse=False)
+        if name == "weight" and parameter.ndim > 1
+    }
 
 
 def hidden_matrices(module: nn.Module) -> dict[str, Tensor]:
@@ -107,9 +123,11 @@ def hidden_matrices(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _adamw(parameters: list[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def _adamw(
+    parameters: list[nn.Parameter], decayed: set[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, learning_rate, (0.9, 0.95), fused=True)

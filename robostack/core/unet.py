@@ -9,6 +9,7 @@ A single chunk is bound by reading the weights, which are laid out for that once
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -153,8 +154,12 @@ class Convolution(nn.Module):
     Without gradients on a CPU, a single chunk is bound by reading W. oneDNN reads a layout of its own at the memory's
     full speed (4 ms for 100 MB, where its plain convolution takes 20 and a matrix product 10), but making it takes as
     long as several calls. So it is made once for each state of the weights. `_version` tells of their changes, except
-    of those that fused optimisers make: so some of the weights are compared too.
+    of those that fused optimisers make: so some of the weights are compared too. The two calls that it takes are
+    torch's own affair and may be gone in another release: the usual way is as right, and slower.
     """
+
+    _layouts = True
+    """Whether this torch makes and takes such a layout, as far as is known."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -170,8 +175,17 @@ class Convolution(nn.Module):
     def forward(self, x: Float[Tensor, "steps batch before"]) -> Float[Tensor, "fewer batch after"]:
         if x.is_cuda:
             return self._plain(x)
-        if not torch.is_grad_enabled() and _worth_a_layout(x, self.weight):
-            return self._single(x)
+        if not torch.is_grad_enabled() and Convolution._layouts and _worth_a_layout(x, self.weight):
+            try:
+                return self._single(x)
+            except (AttributeError, TypeError, RuntimeError) as error:
+                # RuntimeError too: that is how torch tells that it knows the name, but not these arguments.
+                Convolution._layouts = False
+                told = " ".join(str(error).split())[:100]
+                warnings.warn(
+                    f"single chunks take longer: torch {torch.__version__} does not lay weights out ({told})",
+                    stacklevel=2,
+                )
         if self.stride == 2:
             return self._halving(x)
         return cast(Tensor, _Taps.apply(x, self.weight, self.bias))

@@ -25,6 +25,8 @@ class History:
     stride: int = 1
     returns: bool = False
     """Whether the return-to-go is seen: the sum of the rewards from a look to the end of its episode."""
+    actions: bool = True
+    """Whether the actions between the looks are used, as what was done or as what is to be predicted too."""
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.stride < 1:

@@ -92,7 +92,7 @@ class DiffusionConfig:
 
     @property
     def history(self) -> History:
-        return History(self.observe_len)
+        return History(self.observe_len, actions=self.predict_past > 0)
 
 
 class Diffusion(nn.Module):

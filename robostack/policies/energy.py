@@ -154,6 +154,11 @@ class Energy(nn.Module):
         over σ², its first gradients drown everything.
         """
         config, device, rows = self.config, data.device, len(noisy)
+        if len(data) < 2:
+            raise ValueError(
+                "an energy is trained by contrast with other chunks of its batch: expected a batch of at least 2, "
+                "got 1; without contrast and penalty (--policy.contrast 0 --policy.penalty 0) any batch will do"
+            )
         energy = self.energy(context, sigma)
         ahead = torch.randint(1, len(data), (rows, config.negatives), generator=generator, device=device)
         others = data[(torch.arange(rows, device=device)[:, None] + ahead) % len(data)]
@@ -292,8 +297,8 @@ class Network(nn.Module):
         self, context: Float[Tensor, "batch context"], sigma: Float[Tensor, " batch"]
     ) -> Callable[[Float[Tensor, "batch samples size"]], Float[Tensor, "batch samples size"]]:
         """f(o, ·, σ), with all done that does not depend on x."""
-        rates = torch.exp(torch.linspace(0.0, 3.5, self.code_in.out_features // 2, device=sigma.device))
-        angles = sigma.log()[:, None] / 4.0 * rates
+        steps = torch.linspace(0.0, 3.5, self.code_in.out_features // 2, dtype=sigma.dtype, device=sigma.device)
+        angles = sigma.log()[:, None] / 4.0 * steps.exp()
         noise = self.noise_in(torch.cat([angles.sin(), angles.cos()], dim=-1))
         added = (self.context_in(context) + noise)[:, None]
         condition = nn.functional.silu(added)

@@ -84,9 +84,15 @@ class Processor:
             history: what of the past the policy sees.
 
         Raises:
-            DataError: a feature is missing, the data sets have no state to observe or do not fit together. Warns of
-                entries that are still.
+            DataError: a feature is missing, the data sets have no state to observe or do not fit together, or actions
+                of the past should be relative to a state that came after them. Warns of entries that are still.
         """
+        if scaling.relative_actions and history.actions and history.steps:
+            raise DataError(
+                f"relative actions are relative to the last look, and this policy uses the {history.steps} actions "
+                "before it too: leave --scaling.relative-actions out, or use no past (decision_transformer: "
+                "--policy.context 1; diffusion: --policy.predict-past 0)"
+            )
         keys = tuple(keys) or tuple(
             dict.fromkeys(key for store in stores for key in store.features if key.startswith("observation."))
         )
@@ -225,7 +231,12 @@ class Processor:
             raise DataError(f"the policy observes {key}, got only {', '.join(moments.observation)}")
         if (rows := moments.observation[key]).shape != shape:
             raise DataError(f"{key}: expected shape {shape}, got {rows.shape}")
-        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        if key.startswith(IMAGES):
+            if rows.dtype != np.uint8:
+                raise DataError(f"{key}: expected pixels as uint8, 0 to 255, got {rows.dtype}: convert them")
+        elif rows.dtype.kind not in "biuf":
+            raise DataError(f"{key}: expected numbers, got {rows.dtype}")
+        elif rows.dtype.kind == "f" and not np.isfinite(rows).all():
             raise DataError(f"{key} is not finite: the sensor or the data is broken")
         return rows
 

@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from small_policies import SMALL
 from torch import nn
 
-from robostack.core.optim import STATE, Muon, build_optimizers, hidden_matrices, orthogonalize
+from robostack.core.optim import STATE, Muon, OptimizerName, build_optimizers, hidden_matrices, orthogonalize
+from robostack.core.unet import Convolution, Doubling
+from robostack.policies.checkpoint import POLICIES
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.protocol import Interface
 
@@ -50,11 +53,27 @@ def test_muon_takes_attention_and_feed_forward_and_nothing_else() -> None:
     assert all(taken[name].shape == named[name].shape for name in taken)
 
 
-def test_only_matrices_are_decayed() -> None:
-    for name in ("adamw", "muon"):
-        for optimizer in build_optimizers(make_policy(), name, 1e-3, 0.01):
-            for group in optimizer.param_groups:
-                assert all((p.ndim > 1) == (group["weight_decay"] == 0.01) for p in group["params"])
+@pytest.mark.parametrize("case", SMALL)
+@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
+def test_only_the_weights_of_layers_are_decayed(case: str, optimizer_name: OptimizerName) -> None:
+    """Not embeddings, learned tokens and places, norms and biases: without a gradient they stay what they are."""
+    config, cameras = SMALL[case]
+    policy = POLICIES[case.split(",")[0]][1](config, Interface(5, 3, 4, 9, cameras))
+    before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+    try:
+        optimizers = build_optimizers(policy, optimizer_name, 0.1, 0.5)
+    except ValueError:
+        assert optimizer_name == "muon" and not hidden_matrices(policy)
+        return
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    layers = (nn.Linear, nn.Conv2d, Convolution, Doubling)
+    weights = {f"{path}.weight" for path, part in policy.named_modules() if isinstance(part, layers)}
+    for name, parameter in policy.named_parameters():
+        kept = 0.95 if name in weights else 1.0
+        torch.testing.assert_close(parameter.detach(), kept * before[name], msg=name)
 
 
 @pytest.mark.parametrize("condition", [1.0, 30.0])

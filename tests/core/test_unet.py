@@ -1,6 +1,7 @@
 """The U-Net's own convolutions are torch's, with their gradients, and what is kept of the weights follows them."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,27 @@ def test_a_single_chunk_follows_the_weights(kernel: int, stride: int) -> None:
     loaded.load_state_dict(convolution.state_dict())
     check(loaded)
     check(copy.deepcopy(convolution))
+
+
+@pytest.mark.parametrize("missing", ["_reorder_convolution_weight", "_convolution_pointwise"])
+@pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (1, 1), (3, 2)])
+def test_a_torch_without_the_layout_takes_the_usual_way(
+    missing: str, kernel: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone, or with other arguments: the chunk is the same, after one warning."""
+    convolution, x = Convolution(16, 32, kernel, stride), torch.randn(8, 1, 16)
+    ops = SimpleNamespace(
+        _reorder_convolution_weight=torch.ops.mkldnn._reorder_convolution_weight,
+        _convolution_pointwise=torch.ops.mkldnn._convolution_pointwise,
+    )
+    for change in (lambda: delattr(ops, missing), lambda: setattr(ops, missing, torch.ops.aten.relu)):
+        change()
+        monkeypatch.setattr(torch.ops, "mkldnn", ops)
+        monkeypatch.setattr(Convolution, "_layouts", True)
+        with torch.no_grad(), pytest.warns(UserWarning, match="single chunks take longer") as told:
+            for _ in range(2):
+                torch.testing.assert_close(convolution(x), reference(convolution, x), atol=1e-5, rtol=1e-5)
+        assert len(told) == 1
 
 
 def test_group_norm_is_torchs_with_its_gradients() -> None:

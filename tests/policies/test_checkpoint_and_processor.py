@@ -14,11 +14,15 @@ from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import Moments, WindowSampler
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
+from robostack.policies.decision_transformer import DecisionTransformerConfig
+from robostack.policies.diffusion import DiffusionConfig
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.processor import Processor
+from robostack.policies.protocol import PolicyConfig
 from robostack.policies.settings import Scaling
 from robostack.serialize import from_json, to_json
 
+RNG = np.random.default_rng(0)
 CONFIG = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=16, prefix_width=16, depth=1, heads=2)
 
 
@@ -124,6 +128,13 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
         observe({**rows, "observation.state": np.zeros((1, 4), np.float32)})
     with pytest.raises(DataError, match="not finite"):
         observe({**rows, "observation.state": np.full((1, 3), np.nan, np.float32)})
+    for dtype in (np.float32, np.uint16, np.int64, bool):
+        frames = rows["observation.images.top"].astype(dtype)
+        with pytest.raises(DataError, match=rf"images\.top: expected pixels as uint8, 0 to 255, got {dtype.__name__}"):
+            observe({**rows, "observation.images.top": frames})
+    for rows_of_no_numbers in (rows["observation.state"].astype(str), rows["observation.state"].astype(object)):
+        with pytest.raises(DataError, match=r"observation\.state: expected numbers, got"):
+            observe({**rows, "observation.state": rows_of_no_numbers})
     with pytest.raises(ValueError, match="dance"):
         observe(rows, task="dance")
     robot = processor.robots["robot"]
@@ -131,6 +142,33 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     incomplete = dataclasses.replace(processor, robots={"robot": robot})
     with pytest.raises(DataError, match=r"statistics of observation\.state of robot are missing"):
         incomplete.observe(Moments.of(rows, 2), ["task 0"], "robot")
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        (DecisionTransformerConfig(context=3, chunk_len=4, execute_len=2), True),
+        (DecisionTransformerConfig(context=1, chunk_len=4, execute_len=2), False),
+        (DiffusionConfig(chunk_len=9, execute_len=4, observe_len=2, predict_past=1), True),
+        (DiffusionConfig(chunk_len=10, execute_len=4, observe_len=2), False),
+        (CONFIG, False),
+    ],
+)
+def test_actions_of_the_past_are_not_relative_to_what_came_after_them(
+    tmp_path: Path, config: PolicyConfig, refused: bool
+) -> None:
+    features = {"observation.state": Feature((2,), "float32"), "action": Feature((2,), "float32")}
+    writer, rng = EpisodeWriter(tmp_path / "data", {**features, "next.reward": Feature((), "float32")}, fps=10), RNG
+    columns = {key: rng.normal(size=(20, 2)).astype(np.float32) for key in features}
+    writer.append({**columns, "next.reward": np.ones(20, np.float32)}, "turn")
+    stores, relative = [EpisodeStore(tmp_path / "data")], Scaling(relative_actions=True)
+    Processor.of(stores, config.chunk_len, history=config.history)
+    if not refused:
+        Processor.of(stores, config.chunk_len, scaling=relative, history=config.history)
+        return
+    with pytest.raises(DataError, match="leave --scaling.relative-actions out, or use no past") as told:
+        Processor.of(stores, config.chunk_len, scaling=relative, history=config.history)
+    assert "\n" not in str(told.value)
 
 
 def test_relative_actions_are_those_of_the_chunk_less_the_state(tmp_path: Path) -> None:

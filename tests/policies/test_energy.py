@@ -150,14 +150,28 @@ def test_an_added_energy_shifts_the_chunk_as_far_as_both_agree() -> None:
 
 
 def test_a_refactor_keeps_the_energy() -> None:
+    """From numbers that are the same on every processor: whole ones, divided by a power of two."""
+
+    def spread(shape: tuple[int, ...], first: int) -> Tensor:
+        count = math.prod(shape)
+        return ((torch.arange(count) * 37 + first) % 101 - 50).double().view(shape) / 128.0
+
     policy = make_policy().double()
     with torch.no_grad():
         for index, parameter in enumerate(policy.parameters()):
-            parameter.copy_(0.3 * torch.sin(torch.arange(parameter.numel()) + index).view(parameter.shape))
-    context = torch.linspace(-1, 1, 2 * 2 * 16, dtype=torch.float64).view(2, 32)
-    x = torch.linspace(-1, 1, 12, dtype=torch.float64).view(2, 6)
+            parameter.copy_(spread(tuple(parameter.shape), 11 * index))
+    context, x = spread((2, 32), 3), spread((2, 6), 5)
     values = policy.energy(context, torch.tensor([0.1, 0.9], dtype=torch.float64))(x)
-    assert values.tolist() == pytest.approx([3717.4908135626965, 58.45075166463245], rel=1e-9)
+    assert values.tolist() == pytest.approx([168.4557716109569, 27.92119228100289], rel=1e-9)
+
+
+def test_one_chunk_alone_cannot_be_contrasted() -> None:
+    actions, counts = torch.zeros(1, 6, 3), everything(1)
+    for config in (SMALL, dataclasses.replace(SMALL, contrast=0.0)):
+        with pytest.raises(ValueError, match="expected a batch of at least 2, got 1"):
+            make_policy(config).loss(make_observation(1), actions, counts, seeded())
+    alone = make_policy(dataclasses.replace(SMALL, contrast=0.0, penalty=0.0))
+    assert alone.loss(make_observation(1), actions, counts, seeded()).isfinite()
 
 
 @pytest.mark.parametrize(
