@@ -182,10 +182,7 @@ class Convolution(nn.Module):
                 # RuntimeError too: that is how torch tells that it knows the name, but not these arguments.
                 Convolution._layouts = False
                 told = " ".join(str(error).split())[:100]
-                warnings.warn(
-                    f"single chunks take longer: torch {torch.__version__} does not lay weights out ({told})",
-                    stacklevel=2,
-                )
+                warnings.warn(f"single chunks take longer: this torch lays no weights out ({told})", stacklevel=2)
         if self.stride == 2:
             return self._halving(x)
         return cast(Tensor, _Taps.apply(x, self.weight, self.bias))

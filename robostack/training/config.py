@@ -37,7 +37,7 @@ class TrainConfig:
     warmup_steps: int = 100
     """Steps over which the learning rate rises; it then falls to 0 along a cosine."""
     weight_decay: float = 1e-2
-    """Of the weights of linear layers and convolutions; embeddings, learned tokens, norms and biases are not decayed."""
+    """Of the weights of linear layers and convolutions; not of embeddings, learned tokens, norms and biases."""
     gradient_clip: float = 1.0
     """Bound of the gradient's norm."""
     average_decay: float = 0.999

@@ -237,10 +237,12 @@ def schedule(step: int, warmup_steps: int, steps: int) -> float:
 
 @torch.no_grad()
 def _follow(average: nn.Module, policy: nn.Module, decay: float) -> None:
-    """average ← decay · average + (1 − decay) · policy."""
+    """average ← decay · average + (1 − decay) · policy; buffers, such as the statistics of a norm, are copied."""
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
         list(average.parameters()), list(policy.parameters()), 1.0 - decay
     )
+    for kept, buffer in zip(average.buffers(), policy.buffers(), strict=True):
+        kept.copy_(buffer)
 
 
 def _precision(device: torch.device) -> AbstractContextManager[object]:

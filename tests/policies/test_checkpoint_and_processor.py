@@ -166,7 +166,7 @@ def test_actions_of_the_past_are_not_relative_to_what_came_after_them(
     if not refused:
         Processor.of(stores, config.chunk_len, scaling=relative, history=config.history)
         return
-    with pytest.raises(DataError, match="leave --scaling.relative-actions out, or use no past") as told:
+    with pytest.raises(DataError, match=r"leave --scaling\.relative-actions out, or use no past") as told:
         Processor.of(stores, config.chunk_len, scaling=relative, history=config.history)
     assert "\n" not in str(told.value)
 

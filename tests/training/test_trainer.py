@@ -22,6 +22,7 @@ from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.settings import Scaling
 from robostack.serialize import from_json
+from robostack.training import trainer
 from robostack.training.config import TrainConfig
 from robostack.training.log import read_log
 from robostack.training.trainer import TrainingError, resume, schedule, train
@@ -162,6 +163,16 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
     for key, value in initial.items():
         expected = value / 11 + stored[f"model/{key}"] * 10 / 11
         torch.testing.assert_close(stored[f"average/{key}"], expected)
+
+
+def test_the_average_has_the_buffers_of_the_weights() -> None:
+    policy, average = (torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)) for _ in range(2))
+    for _ in range(3):
+        policy(torch.randn(8, 3))
+    trainer._follow(average, policy, 0.9)
+    buffers = dict(average.named_buffers())
+    assert buffers["1.num_batches_tracked"] == 3
+    assert all(torch.equal(buffers[name], value) for name, value in policy.named_buffers())
 
 
 def test_data_is_checked_before_anything_is_written(tmp_path: Path) -> None:
