@@ -121,13 +121,9 @@ def run_together(
         actions = actor.act(worlds.look, rewards)
         if len(bad := np.flatnonzero(~np.isfinite(actions).all(axis=1))):
             raise ValueError(f"the policy put out actions that are not finite in the episode of seed {seeds[bad[0]]}")
-        try:
-            _, rewards, terminated, truncated, info = worlds.step(actions)
-        except FloatingPointError:  # MuJoCo's, which takes the rows down together
-            diverged, over = running, ~running
-        else:
-            diverged = info.get("diverged", np.zeros(len(seeds), dtype=bool))
-            over = terminated | truncated
+        _, rewards, terminated, truncated, info = worlds.step(actions)
+        diverged = info.get("diverged", np.zeros(len(seeds), dtype=bool))
+        over = terminated | truncated | diverged
         for i in np.flatnonzero(running):
             rows[i].chunks = len(actor.latencies_ms)
             if diverged[i]:
@@ -135,14 +131,14 @@ def run_together(
             else:
                 rows[i].stages.append(int(info["stage"][i]))
                 rows[i].rewards.append(float(rewards[i]))
-        running = running & ~(over | diverged)
+            if over[i] and i in films and worlds.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
+                films[i].append(worlds.picture(i))  # else the row shows its next episode already
+        running = running & ~over
         step += 1
     for i, frames in films.items():
         from robostack.datasets.video import write_video
 
         assert videos is not None
-        if worlds.metadata["autoreset_mode"] is AutoresetMode.DISABLED:  # else the row shows its next episode
-            frames.append(worlds.picture(i))
         write_video(videos[seeds[i]], frames, worlds.metadata["render_fps"] / VIDEO_STRIDE)
     return [row.episode(worlds.highest_stage, actor.latencies_ms) for row in rows]
 

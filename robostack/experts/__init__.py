@@ -28,7 +28,7 @@ class Expert(Protocol):
         Returns:
             `observation.state`, `observation.environment_state`, `observation.images.<camera>` for each of `cameras`,
             `action`, `next.reward` (float32) and `next.success` (bool: the task is solved after this step), each with
-            a row a step.
+            a row a step. An episode that breaks the simulation ends with the action that did.
         """
         ...
 

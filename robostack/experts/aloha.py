@@ -86,9 +86,13 @@ class AlohaExpert:
             seen = dict(observation) | {image_key(camera): aloha.render_camera(camera) for camera in cameras}
             for key, value in seen.items():
                 episode.setdefault(key, []).append(value)
-            observation, rewards[step], *_ = env.step(action)
+            observation, rewards[step], terminated, *_ = env.step(action)
+            if terminated:  # a disturbance broke the simulation
+                break
         recorded = {key: np.stack(values) for key, values in episode.items()}
-        return recorded | {"action": actions, "next.reward": rewards, "next.success": rewards == 4}
+        played = step + 1
+        rewards = rewards[:played]
+        return recorded | {"action": actions[:played], "next.reward": rewards, "next.success": rewards == 4}
 
 
 def smooth_disturbance(steps: int, dimensions: int, generator: np.random.Generator) -> np.ndarray:
@@ -105,7 +109,7 @@ def smooth_disturbance(steps: int, dimensions: int, generator: np.random.Generat
 
 def _unwrapped(env: gym.Env) -> AlohaEnv:
     if not isinstance(env.unwrapped, AlohaEnv):
-        raise TypeError(f"expected an AlohaEnv, came {type(env.unwrapped).__name__}")
+        raise TypeError(f"expected an AlohaEnv, got {type(env.unwrapped).__name__}")
     return env.unwrapped
 
 

@@ -68,7 +68,7 @@ class ArmKinematics:
         """
         joints = [self._model.jnt_dofadr.tolist().index(dof) for dof in self._dofs]
         if np.abs(self._model.jnt_pos[joints]).max() > 0.0:
-            raise ValueError("expected hinges at their links' origins, came a model with others")
+            raise ValueError("expected hinges at their links' origins, got a model with others")
         self._data.qpos[self._qpos] = self._model.qpos0[self._qpos]
         mujoco.mj_kinematics(self._model, self._data)
         bodies = self._model.jnt_bodyid[joints]
@@ -110,7 +110,7 @@ class ArmKinematics:
             joints = np.clip(joints + np.clip(step, -0.3, 0.3), self._low, self._high)
         error = np.abs(self._error(target, joints))
         raise ValueError(
-            f"expected a reachable fingertip pose, came {np.round(target.position, 3).tolist()} m: after {iterations} "
+            f"expected a reachable fingertip pose, got {np.round(target.position, 3).tolist()} m: after {iterations} "
             f"iterations {error[:3].max():.4f} m and {error[3:].max():.4f} rad are left"
         )
 

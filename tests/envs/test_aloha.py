@@ -1,7 +1,9 @@
 """The ALOHA environments: gym_aloha's physics, honest interfaces."""
 
+import copy
 import importlib.util
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -127,7 +129,7 @@ def test_object_poses_can_be_given():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"object_poses": np.zeros(6)}, r"shape \(7,\), came \(6,\)"),
+        ({"object_poses": np.zeros(6)}, r"shape \(7,\), got \(6,\)"),
         ({"object_poses": np.zeros(7)}, "unit quaternions"),
         ({"object_poses": np.full(7, np.nan)}, "finite"),
         ({"object_pose": np.zeros(7)}, "known is object_poses"),
@@ -142,7 +144,7 @@ def test_state_reads_the_motors_own_units():
     env = aloha()
     observation, info = env.reset(seed=0)
     np.testing.assert_allclose(observation["observation.state"], [*START[:6], 0.0998, *START[:6], 0.0998], atol=1e-3)
-    assert info == {"task": env.task, "stage": 0, "success": False}
+    assert info == {"task": env.task, "stage": 0, "success": False, "diverged": False}
     for _ in range(100):  # both grippers open as far as they go
         observation, *_ = env.step(np.array([*START[:6], 1.0, *START[:6], 1.0]))
     np.testing.assert_allclose(observation["observation.state"][[6, 13]], 0.975, atol=0.02)
@@ -219,18 +221,69 @@ def test_actions_that_are_not_finite_are_refused_by_dimension(index, value):
 def test_actions_of_another_shape_are_refused():
     env = aloha()
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"expected an action of shape \(14,\), came \(16,\)"):
+    with pytest.raises(ValueError, match=r"expected an action of shape \(14,\), got \(16,\)"):
         env.step(np.zeros(16))
 
 
-def test_divergence_names_seed_and_step(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warning to MUJOCO_LOG.TXT
+def test_a_simulation_that_diverges_ends_the_episode_and_the_next_is_as_always():
     env = aloha()
     env.reset(seed=7)
-    env.step(START)
+    calm = env.step(START)[0]
     env.data.qvel[0] = np.nan
-    with pytest.raises(FloatingPointError, match="seed 7 at step 2"):
-        env.step(START)
+    for _ in range(2):  # also when it is stepped on
+        observation, reward, terminated, truncated, info = env.step(START)
+        assert (reward, terminated, truncated) == (0.0, True, False)
+        assert info == {"task": env.task, "stage": 0, "success": False, "diverged": True}
+        np.testing.assert_equal(observation, calm)  # as it was before the step
+    env.reset(seed=7)
+    again, _, terminated, _, info = env.step(START)
+    assert not terminated and not info["diverged"]
+    np.testing.assert_equal(again, calm)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampled_actions_never_raise_and_nothing_is_left_in_the_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    diverged = 0
+    for seed in range(4):
+        env = envs.make(name)
+        env.reset(seed=seed)
+        env.action_space.seed(seed)
+        for _ in range(40):
+            observation, _, terminated, _, info = env.step(env.action_space.sample())
+            assert env.observation_space.contains(observation) and terminated == info["diverged"]
+            if terminated:
+                break
+        diverged += terminated
+    assert diverged  # or this tests nothing
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_goes_on_as_its_original_and_notices_when_it_diverges():
+    env = aloha()
+    env.reset(seed=3)
+    env.step(START)
+    for twin in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
+        step = START + 0.01
+        np.testing.assert_equal(twin.step(step)[0], copy.deepcopy(env).step(step)[0])
+        twin.data.qvel[0] = np.nan
+        assert twin.step(step)[4]["diverged"]
+
+
+@needs_gl
+def test_a_copy_of_an_environment_that_has_rendered_renders_too():
+    env = aloha(render_mode="rgb_array", render_height=48, render_width=64)
+    env.reset(seed=3)
+    picture = env.render()
+    for twin in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
+        np.testing.assert_array_equal(twin.render(), picture)
+        twin.close()
+    env.close()
+
+
+def test_integers_of_numpy_are_seeds():
+    one, other = aloha().reset(seed=np.int64(3))[0], aloha().reset(seed=3)[0]
+    np.testing.assert_equal(one, other)
 
 
 def test_an_unknown_environment_is_refused_with_a_suggestion():

@@ -1,5 +1,7 @@
 """Many ALOHA environments at once."""
 
+from typing import ClassVar
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from robostack import envs
 from robostack.envs.aloha.cameras import parse_camera
 from robostack.envs.aloha.vector import AlohaVectorEnv
 from robostack.envs.gl import choose_gl
+from robostack.evaluation.rollout import run_together
 
 NAME = "aloha-transfer-cube"
 START = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.1] * 2)
@@ -51,15 +54,44 @@ def test_one_environment_can_be_reset_without_disturbing_the_others():
     np.testing.assert_array_equal(after["observation.environment_state"][0], fresh["observation.environment_state"])
 
 
-def test_episodes_are_truncated_together_and_must_be_reset():
+def test_an_episode_that_is_truncated_is_followed_by_another_as_gymnasium_does_it():
     vector = make_vector(2, max_episode_steps=3)
-    actions = np.tile(START, (2, 1))
-    with pytest.raises(RuntimeError, match="reset them first"):
+    other = gym.vector.SyncVectorEnv([lambda: envs.make(NAME, max_episode_steps=3)] * 2)
+    actions = np.tile(START + 0.02, (2, 1))
+    with pytest.raises(RuntimeError, match=r"environments \[0, 1\] have no episode yet: reset them first"):
         vector.step(actions)
-    vector.reset(seed=0)
-    assert [vector.step(actions)[3].tolist() for _ in range(3)] == [[False] * 2, [False] * 2, [True] * 2]
-    with pytest.raises(RuntimeError, match=r"environments \[0, 1\]"):
-        vector.step(actions)
+    np.testing.assert_equal(vector.reset(seed=0)[0], dict(other.reset(seed=0)[0]))
+    for step in range(9):  # over at steps 3 and 7, reset by 4 and 8
+        one, two = vector.step(actions), other.step(actions)
+        assert one[3].tolist() == two[3].tolist() == [step in (2, 6)] * 2
+        for mine, gymnasiums in zip(one[:4], two[:4], strict=True):
+            np.testing.assert_equal(mine, gymnasiums)
+
+
+def test_a_row_that_diverges_takes_no_other_down(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vector, alone = make_vector(3), envs.make(NAME)
+    vector.reset(seed=[1, 2, 3])
+    expected, _ = alone.reset(seed=3)
+    for step in range(6):
+        if step == 2:
+            vector.envs[1].data.qvel[0] = np.inf
+        action = START + 0.01 * step
+        observation, rewards, terminated, truncated, info = vector.step(np.tile(action, (3, 1)))
+        expected, *_ = alone.step(action)
+        assert terminated.tolist() == info["diverged"].tolist() == [False, step == 2, False]
+        assert not truncated.any() and rewards[1] == 0 and not info["success"].any()
+        for key, value in expected.items():
+            np.testing.assert_array_equal(observation[key][2], value)
+
+
+def test_seeds_may_be_any_integers():
+    seen = []
+    for seed in (5, np.int64(5), np.array([5, 6]), [np.int32(5), 6], (5, 6)):
+        seen.append(make_vector(2).reset(seed=seed)[0]["observation.environment_state"])
+        np.testing.assert_array_equal(seen[-1], seen[0])
+    with pytest.raises(ValueError, match="expected 2 seeds, got 3"):
+        make_vector(2).reset(seed=[1, 2, 3])
 
 
 def test_a_bad_action_is_named_before_anything_moves():
@@ -70,13 +102,13 @@ def test_a_bad_action_is_named_before_anything_moves():
     with pytest.raises(ValueError, match=r"\[\[1, 6\]\]"):
         vector.step(actions)
     np.testing.assert_array_equal(vector.envs[0].observe()["observation.state"], before["observation.state"][0])
-    with pytest.raises(ValueError, match=r"shape \(2, 14\), came \(3, 14\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 14\), got \(3, 14\)"):
         vector.step(np.zeros((3, 14)))
 
 
 def test_interface_is_declared():
     vector = gym.make_vec("robostack/AlohaInsertion-v0", 3, vectorization_mode="vector_entry_point")
-    assert vector.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    assert vector.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     observation, info = vector.reset(seed=1)
     assert vector.observation_space.contains(observation)
     assert info["task"] == ["Insert the peg into the socket."] * 3
@@ -93,3 +125,25 @@ def test_cameras_are_rendered_for_every_environment():
     assert observation["observation.images.top_zoom"].shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(observation["observation.images.top_zoom"][1], vector.envs[1].render_camera(camera))
     vector.close()
+
+
+def test_an_evaluation_of_many_rows_outlives_one_that_diverges():
+    class Wild:
+        """Jumps from limit to limit in row 1; the others keep still."""
+
+        latencies_ms: ClassVar[list[float]] = []
+
+        def begin(self, worlds, seeds):
+            self.high = worlds.single_action_space.high
+            self.sign = 1
+
+        def act(self, look, rewards):
+            self.sign = -self.sign
+            return np.stack([START, self.sign * self.high, START])
+
+    one, wild, other = run_together(make_vector(3, max_episode_steps=40), Wild(), [0, 1, 2])
+    assert wild.diverged_step is not None and not wild.final and wild.stage_final == 0
+    assert one.diverged_step is None and other.diverged_step is None
+    alone = envs.make(NAME, max_episode_steps=40)
+    alone.reset(seed=0)
+    assert one.total_reward == sum(alone.step(START)[1] for _ in range(40))

@@ -228,7 +228,7 @@ def test_tensors_share_jaxs_memory(vector):
     ):
         np.testing.assert_array_equal(tensor.numpy(), array)
     assert terminated.dtype == truncated.dtype == success.dtype == torch.bool
-    with pytest.raises(ValueError, match=r"shape \(4, 6\) on the CPU, came \(3, 6\)"):
+    with pytest.raises(ValueError, match=r"shape \(4, 6\) on the CPU, got \(3, 6\)"):
         vector.step_torch(torch.zeros(3, 6))
 
 
@@ -238,25 +238,25 @@ def test_bad_input_is_named_before_anything_moves(vector, single):
     actions[1, 5] = np.nan
     with pytest.raises(ValueError, match=r"nan or inf at \[environment, dimension\] \[\[1, 5\]\]"):
         vector.step(actions)
-    with pytest.raises(ValueError, match=r"shape \(4, 6\), came \(3, 6\)"):
+    with pytest.raises(ValueError, match=r"shape \(4, 6\), got \(3, 6\)"):
         vector.step(np.zeros((3, 6)))
     assert np.asarray(vector.states.timestep).tolist() == [0] * 4
     single.reset(seed=0)
-    with pytest.raises(ValueError, match=r"shape \(6,\), came \(5,\)"):
+    with pytest.raises(ValueError, match=r"shape \(6,\), got \(5,\)"):
         single.step(np.zeros(5))
     with pytest.raises(ValueError, match=r"in dimensions \[4\]"):
         single.step(np.array([0, 0, 0, 0, np.inf, 0]))
     assert int(single.state.timestep) == 0
     with pytest.raises(ValueError, match="unknown reset options"):
         single.reset(options={"object_poses": 1})
-    with pytest.raises(ValueError, match="expected 4 seeds, came 3"):
+    with pytest.raises(ValueError, match="expected 4 seeds, got 3"):
         vector.reset(seed=[1, 2, 3])
     with pytest.raises(RuntimeError, match="reset the environments first"):
         envs.make_vector(NAME, 2).step(np.zeros((2, 6)))
     for wrong, line in (
         ({"observation": "flags"}, "unknown observation 'flags': known are flat, entities, pixels"),
-        ({"action_noise": -0.1}, "expected action_noise finite and not negative, came -0.1"),
-        ({"render_mode": "human"}, "expected render_mode None or 'rgb_array', came 'human'"),
+        ({"action_noise": -0.1}, "expected action_noise finite and not negative, got -0.1"),
+        ({"render_mode": "human"}, "expected render_mode None or 'rgb_array', got 'human'"),
     ):
         with pytest.raises(ValueError, match=line):
             KinetixEnv(LEVEL, **wrong)
@@ -374,14 +374,14 @@ def broken(*path, value=None):
         (broken("env_state", "circle", 1), "expected env_state.circle a list of 2 entries"),
         (broken("env_state", "circle", 0, "radius", value=float("nan")), r"circle\[0\].radius is not finite"),
         (broken("env_state", "circle", 0, "radius", value="big"), r"circle\[0\].radius is not an array of numbers"),
-        (broken("env_state", "polygon", 4, "position", value={"0": 1.0}), r"position of shape \(2,\), came \(1,\)"),
+        (broken("env_state", "polygon", 4, "position", value={"0": 1.0}), r"position of shape \(2,\), got \(1,\)"),
         (broken("env_state", "polygon", 4, "position", value={"x": 1, "y": 2}), "position is not an array of numbers"),
-        (broken("env_state", "polygon", 4, "role", value=9), r"polygon\[4\].role from 0 to 3, came 9"),
-        (broken("env_state", "joint", 0, "a_index", value=70), r"joint\[0\].a_index from 0 to 6, came 70"),
+        (broken("env_state", "polygon", 4, "role", value=9), r"polygon\[4\].role from 0 to 3, got 9"),
+        (broken("env_state", "joint", 0, "a_index", value=70), r"joint\[0\].a_index from 0 to 6, got 70"),
         (broken("env_state", value=[]), "env_state.polygon is missing"),
-        (broken("static_env_params", "num_circles", value=1.5), "static_env_params.num_circles like 12, came 1.5"),
-        (broken("static_env_params", "num_motor_bindings", value=5), "num_motor_bindings 4, came 5"),
-        (broken("env_params", "dt", value="fast"), "env_params.dt like .*, came 'fast'"),
+        (broken("static_env_params", "num_circles", value=1.5), "static_env_params.num_circles like 12, got 1.5"),
+        (broken("static_env_params", "num_motor_bindings", value=5), "num_motor_bindings 4, got 5"),
+        (broken("env_params", "dt", value="fast"), "env_params.dt like .*, got 'fast'"),
     ],
 )
 def test_malformed_levels_get_one_line(change, line, tmp_path):

@@ -146,7 +146,7 @@ def test_inverse_kinematics_reaches_what_the_arm_reaches(side, change):
 
 def test_an_unreachable_pose_is_an_error():
     arm = ArmKinematics(MODEL, "left")
-    with pytest.raises(ValueError, match=r"reachable fingertip pose, came \[2.0, 0.0, 0.0\] m"):
+    with pytest.raises(ValueError, match=r"reachable fingertip pose, got \[2.0, 0.0, 0.0\] m"):
         arm.inverse(Pose(np.array([2.0, 0.0, 0.0]), np.eye(3)), start=START_QPOS[:6])
 
 

@@ -29,10 +29,10 @@ class Camera:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise ValueError(
-                f"camera {self.name!r}: expected a size of at least 1x1 pixels, came {self.height}x{self.width}"
+                f"camera {self.name!r}: expected a size of at least 1x1 pixels, got {self.height}x{self.width}"
             )
         if self.fovy is not None and not 0 < self.fovy < 180:
-            raise ValueError(f"camera {self.name!r}: expected 0 < fovy < 180 degrees, came {self.fovy}")
+            raise ValueError(f"camera {self.name!r}: expected 0 < fovy < 180 degrees, got {self.fovy}")
 
 
 CAMERAS: Mapping[str, Camera] = MappingProxyType(

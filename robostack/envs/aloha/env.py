@@ -7,9 +7,12 @@ is around the physics: proper seeding, truthful spaces, text, stages, and pictur
 # mujoco is a binary module without stubs:
 # pyright: reportAttributeAccessIssue=false
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import gymnasium as gym
 import mujoco
@@ -48,8 +51,13 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         observation.environment_state: (7 · objects,) float32; x, y, z in metres and w, x, y, z of every object.
         observation.images.<camera>: (height, width, 3) uint8, for every camera asked for.
     Action: (14,) absolute targets, laid out like the state. Targets out of range are clipped by MuJoCo.
-    Reward: the task's stage, 0 to 4. `info` has `task` (text), `stage` and `success` (stage 4 reached at this or an
-        earlier step). An episode never terminates: a success can be lost again, and is worth knowing about.
+    Reward: the task's stage, 0 to 4. `info` has `task` (text), `stage`, `success` (stage 4 reached at this or an
+        earlier step) and `diverged`. A success ends nothing: it can be lost again, and that is worth knowing.
+
+    Targets that jump from one end of the action space to the other, as sampled ones do, can ask for more than the
+    physics resolves in its steps of 2 ms. Numbers that become infinite end the episode: `terminated` and
+    `info["diverged"]` are true, stage and reward are 0, `success` is false, and the observation is that before the
+    step. Until the next reset every further step says the same.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 (Gymnasium's own name)
@@ -64,6 +72,7 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         render_view: Camera | None = None,
         render_height: int = 480,
         render_width: int = 640,
+        model: mujoco.MjModel | None = None,
     ) -> None:
         """Builds the simulation.
 
@@ -75,13 +84,14 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             render_view: what `render` shows; by default the scene from the front.
             render_height: pixels of `render`.
             render_width: pixels of `render`.
+            model: the task's model, to share it with another environment; by default one of its own is compiled.
         """
         if task not in TASKS:
             raise ValueError(f"unknown ALOHA task {task!r}: known are {', '.join(TASKS)}")
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"expected render_mode None or 'rgb_array', came {render_mode!r}")
+            raise ValueError(f"expected render_mode None or 'rgb_array', got {render_mode!r}")
         if len({camera.name for camera in cameras}) < len(cameras):
-            raise ValueError(f"expected cameras of different names, came {[camera.name for camera in cameras]}")
+            raise ValueError(f"expected cameras of different names, got {[camera.name for camera in cameras]}")
         self._task: Task = TASKS[task]
         self.task: str = self._task.text
         self.robot = "aloha"
@@ -90,20 +100,19 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._render_view = replace(render_view or CAMERAS["angle"], height=render_height, width=render_width)
         self._observe_objects = object_poses
 
-        self.model = load_model(self._task)
+        self.model = model or load_model(self._task)
         self.data = mujoco.MjData(self.model)
         self._read_stage = StageReader(self._task, self.model)
         self._renderers: dict[str, Renderer] = {}
-        self._warnings = self.data.warning.number  # a view: MuJoCo counts up in it
-        self._seed: int | None = None
-        self._steps = 0
-        self._success = False
+        self._look_into_data()
+        self.succeeded = False
+        """The highest stage was reached, at the last step or an earlier one of the episode."""
 
         self.action_space = _action_space(self.model)
         self.observation_space = _observation_space(self._task, self.cameras, object_poses)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: SupportsIndex | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Starts an episode at the start pose of the arms.
 
@@ -114,8 +123,7 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         Raises:
             ValueError: unknown option, or poses of another shape, not finite, or without a unit quaternion.
         """
-        super().reset(seed=seed)
-        self._seed = seed
+        super().reset(seed=None if seed is None else operator.index(seed))  # Gymnasium takes no integers of numpy's
         options = dict(options or {})
         poses = options.pop("object_poses", None)
         if options:
@@ -134,49 +142,57 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         finally:
             self.model.opt.disableflags = flags
 
-        self._steps = 0
-        self._success = False
-        return self.observe(), self._info(0)
+        self.succeeded = False
+        return self.observe(), self._info(0, False)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Advances 20 ms towards the joint targets in `action`.
+        """Advances 20 ms.
 
         Raises:
             ValueError: the action has another shape or is not finite.
-            FloatingPointError: the simulation diverged.
         """
-        # float64 whatever comes: the controls, and so the trajectory, must not depend on who rounds when.
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (14,):
-            raise ValueError(f"expected an action of shape (14,), came {action.shape}")
+            raise ValueError(f"expected an action of shape (14,), got {action.shape}")
         if not np.isfinite(action).all():
             bad = np.flatnonzero(~np.isfinite(action)).tolist()
-            raise ValueError(f"expected a finite action, came nan or inf in dimensions {bad}")
-        self.data.ctrl[:] = action[_ACTION_OF_CTRL] * _CTRL_SCALE + _CTRL_OFFSET
+            raise ValueError(f"expected a finite action, got nan or inf in dimensions {bad}")
+        self.command(controls(action))
+        self.advance()
+        stage, diverged = self.outcome()
+        return self.observe(), float(stage), diverged, False, self._info(stage, diverged)
+
+    # A step in its three parts, for whoever steps many environments: only `advance` takes long.
+
+    def command(self, ctrl: np.ndarray) -> None:
+        """Sets what the motors are told, (16,): see `controls`."""
+        self._before[:] = self._qpos
+        self._ctrl[:] = ctrl
+
+    def advance(self) -> None:
+        """20 ms of physics. MuJoCo releases the GIL meanwhile."""
         # A step is mj_step1 (positions, contacts) then mj_step2 (forces, integration). The first half of every
         # control step was done at the end of the one before, where the reward needed its contacts.
         mujoco.mj_step2(self.model, self.data)
         mujoco.mj_step(self.model, self.data, PHYSICS_STEPS - 1)
         mujoco.mj_step1(self.model, self.data)
 
-        self._steps += 1
+    def outcome(self) -> tuple[int, bool]:
+        """The stage that the step led to, and whether it diverged."""
         if self._warnings.any():
-            # MuJoCo itself only counts a warning, and silently resets the state.
-            raise FloatingPointError(
-                f"the simulation diverged in the episode of seed {self._seed} at step {self._steps}: "
-                "look for actions that jump far"
-            )
+            # MuJoCo has counted a warning and silently gone back to the model's own start pose.
+            self._qpos[:] = self._before
+            self.data.qvel[:] = 0
+            mujoco.mj_forward(self.model, self.data)
+            self.succeeded = False
+            return 0, True
         stage = self._read_stage(self.data)
-        self._success |= stage == self.highest_stage
-        return self.observe(), float(stage), False, False, self._info(stage)
+        self.succeeded |= stage == self.highest_stage
+        return stage, False
 
     def observe(self) -> dict[str, np.ndarray]:
         """The observation of the current state."""
-        qpos = self.data.qpos
-        state = (qpos[_QPOS_OF_STATE] - _STATE_OFFSET) / _STATE_SCALE
-        observation = {"observation.state": state.astype(np.float32)}
-        if self._observe_objects:
-            observation["observation.environment_state"] = qpos[16:].astype(np.float32)
+        observation = observed(self._qpos, self._observe_objects)
         for camera in self.cameras:
             observation[image_key(camera)] = self.render_camera(camera)
         return observation
@@ -204,19 +220,48 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             renderer.close()
         self._renderers.clear()
 
-    def _info(self, stage: int) -> dict[str, Any]:
-        return {"task": self.task, "stage": stage, "success": self._success}
+    def __getstate__(self) -> dict[str, Any]:
+        # OpenGL contexts belong to this process; views of `data` would become arrays of their own.
+        left = {"_renderers": {}, "_qpos": None, "_ctrl": None, "_warnings": None}
+        return self.__dict__ | left
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._look_into_data()
+
+    def _look_into_data(self) -> None:
+        """Views of MuJoCo's memory, which are slow to make."""
+        self._qpos, self._ctrl = self.data.qpos, self.data.ctrl
+        self._warnings = self.data.warning.number  # MuJoCo counts up in it
+        self._before = self._qpos.copy()
+
+    def _info(self, stage: int, diverged: bool) -> dict[str, Any]:
+        return {"task": self.task, "stage": stage, "success": self.succeeded, "diverged": diverged}
 
     def _checked_poses(self, poses: Any) -> np.ndarray:
         poses = np.asarray(poses, dtype=np.float64)
         expected = (7 * len(self._task.objects),)
         if poses.shape != expected:
-            raise ValueError(f"expected object_poses of shape {expected}, came {poses.shape}")
+            raise ValueError(f"expected object_poses of shape {expected}, got {poses.shape}")
         # nan compares false, so this also catches poses that are not finite.
         norms = np.linalg.norm(poses.reshape(-1, 7)[:, 3:], axis=1)
         if not (np.isfinite(poses).all() and (np.abs(norms - 1) < 1e-3).all()):
-            raise ValueError(f"expected finite object_poses with unit quaternions, came {poses.tolist()}")
+            raise ValueError(f"expected finite object_poses with unit quaternions, got {poses.tolist()}")
         return poses
+
+
+def controls(actions: np.ndarray) -> np.ndarray:
+    """(..., 16) what MuJoCo's motors get for actions of shape (..., 14)."""
+    return actions[..., _ACTION_OF_CTRL] * _CTRL_SCALE + _CTRL_OFFSET
+
+
+def observed(qpos: np.ndarray, objects: bool) -> dict[str, np.ndarray]:
+    """What is observed, without pictures, of joint positions (..., 16 + 7 · objects)."""
+    state = (qpos[..., _QPOS_OF_STATE] - _STATE_OFFSET) / _STATE_SCALE
+    observation = {"observation.state": state.astype(np.float32)}
+    if objects:
+        observation["observation.environment_state"] = qpos[..., 16:].astype(np.float32)
+    return observation
 
 
 def _action_space(model: mujoco.MjModel) -> spaces.Box:

@@ -7,6 +7,7 @@ Both tasks count progress in stages 0 to 4, read from which geoms touch; the rew
 # pyright: reportAttributeAccessIssue=false
 
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ import mujoco
 import numpy as np
 
 from robostack.extras import require_extra
+
+if mujoco.get_mju_user_warning() is None:  # MuJoCo's own way leaves a MUJOCO_LOG.TXT in whatever folder is current
+    mujoco.set_mju_user_warning(logging.getLogger("mujoco").warning)
 
 # One finger of each arm, as in gym_aloha: a touch of the other one alone does not count.
 LEFT_FINGER = ("vx300s_left/10_left_gripper_finger",)

@@ -1,7 +1,8 @@
 """One level as a Gymnasium environment."""
 
+import operator
 from functools import cache
-from typing import Any
+from typing import Any, SupportsIndex
 
 import gymnasium as gym
 import jax
@@ -50,7 +51,7 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             MissingExtraError: kinetix is not installed.
         """
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"expected render_mode None or 'rgb_array', came {render_mode!r}")
+            raise ValueError(f"expected render_mode None or 'rgb_array', got {render_mode!r}")
         level = load_level(level) if isinstance(level, str) else level
         self.simulation = Simulation(level, observation, action_noise, dense_reward_scale)
         self.task: str = level.task
@@ -62,13 +63,13 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._key = np.zeros(2, np.uint32)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: SupportsIndex | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Starts an episode; without a seed, `np_random` goes on where it is. There are no options."""
         check_not_forked()
         if options:
             raise ValueError(f"unknown reset options {sorted(options)}: a level has none")
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else operator.index(seed))  # Gymnasium takes no integers of numpy's
         self._key = draw_key(self.np_random)
         self.state = self.simulation.initial()
         return _numpy(_observe(self.simulation)(self.state)), self._info(False, False)
@@ -106,12 +107,12 @@ def checked_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
     actions = np.asarray(actions, dtype=np.float32)
     one = len(shape) == 1
     if actions.shape != shape:
-        raise ValueError(f"expected {'an action' if one else 'actions'} of shape {shape}, came {actions.shape}")
+        raise ValueError(f"expected {'an action' if one else 'actions'} of shape {shape}, got {actions.shape}")
     if not np.isfinite(actions).all():
         bad = np.argwhere(~np.isfinite(actions))
         if one:
-            raise ValueError(f"expected a finite action, came nan or inf in dimensions {bad[:, 0].tolist()}")
-        raise ValueError(f"expected finite actions, came nan or inf at [environment, dimension] {bad.tolist()}")
+            raise ValueError(f"expected a finite action, got nan or inf in dimensions {bad[:, 0].tolist()}")
+        raise ValueError(f"expected finite actions, got nan or inf at [environment, dimension] {bad.tolist()}")
     return actions
 
 

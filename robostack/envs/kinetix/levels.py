@@ -141,9 +141,9 @@ def _parse(document: Any, name: str) -> Level:
     params = params.replace(max_timesteps=package.EnvParams().max_timesteps)
     for key, expected in (("num_motor_bindings", MOTORS), ("num_thruster_bindings", THRUSTERS)):
         if (found := getattr(static_params, key)) != expected:
-            raise _Malformed(f"expected static_env_params.{key} {expected}, came {found}")
+            raise _Malformed(f"expected static_env_params.{key} {expected}, got {found}")
     if static_params.max_polygon_vertices != 4:
-        raise _Malformed(f"expected polygons of up to 4 vertices, came {static_params.max_polygon_vertices}")
+        raise _Malformed(f"expected polygons of up to 4 vertices, got {static_params.max_polygon_vertices}")
     if not 1 <= static_params.num_static_fixated_polys <= static_params.num_polygons:
         raise _Malformed("static_env_params.num_static_fixated_polys is not between 1 and num_polygons")
     lists = {kind: _at(world, kind, "env_state.") for kind in ("polygon", "circle", "joint", "thruster")}
@@ -198,9 +198,9 @@ def _parameters(values: Any, defaults: Any) -> Any:
             continue
         value = _at(values, field.name, f"{kind}.")
         if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
-            raise _Malformed(f"expected {kind}.{field.name} like {default}, came {value!r}")
+            raise _Malformed(f"expected {kind}.{field.name} like {default}, got {value!r}")
         if not math.isfinite(value) or (isinstance(default, int) and value != int(value)) or value < 0:
-            raise _Malformed(f"expected {kind}.{field.name} like {default}, came {value!r}")
+            raise _Malformed(f"expected {kind}.{field.name} like {default}, got {value!r}")
         found[field.name] = value
     return defaults.replace(**found)
 
@@ -238,10 +238,10 @@ def _column(
             raise _Malformed(f"{place} is not finite")
         # The two contact points of a pair of polygons share the first one's numbers, as in the package's loader.
         if value.shape != shape[len(shape) - value.ndim :] or (value.ndim < len(shape) and "_rr_" not in where):
-            raise _Malformed(f"expected {place} of shape {shape}, came {value.shape}")
+            raise _Malformed(f"expected {place} of shape {shape}, got {value.shape}")
         # Empty places may hold anything: two of the shipped levels do.
         if below is not None and entries[i].get("active", True) and not (0 <= value < below):
-            raise _Malformed(f"expected {place} from 0 to {below - 1}, came {value}")
+            raise _Malformed(f"expected {place} from 0 to {below - 1}, got {value}")
         values[i] = value
     return values
 

@@ -78,7 +78,7 @@ class Simulation:
             raise ValueError(f"unknown observation {self.observation!r}: known are {', '.join(OBSERVATIONS)}")
         for name in ("action_noise", "dense_reward_scale"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"expected {name} finite and not negative, came {getattr(self, name)}")
+                raise ValueError(f"expected {name} finite and not negative, got {getattr(self, name)}")
         params = self.level.params.replace(max_timesteps=_NEVER, dense_reward_scale=float(self.dense_reward_scale))
         object.__setattr__(self, "static_params", self.level.static_params)
         object.__setattr__(self, "params", params)

@@ -5,10 +5,10 @@ Step, automatic reset and observation are one jitted function of all environment
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, SupportsIndex
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from robostack.envs.kinetix.env import KinetixEnv, checked_actions, compiled_pic
 from robostack.envs.kinetix.levels import Level, load_level
 from robostack.envs.kinetix.package import check_not_forked
 from robostack.envs.kinetix.simulation import MAX_STEPS, OBSERVATIONS, Simulation, State, select, spread
+from robostack.envs.seeds import seed_of_each
 
 if TYPE_CHECKING:
     import torch
@@ -59,11 +60,11 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
             max_episode_steps: after so many steps an episode is truncated.
         """
         if num_envs < 1:
-            raise ValueError(f"expected at least one environment, came num_envs={num_envs}")
+            raise ValueError(f"expected at least one environment, got num_envs={num_envs}")
         if max_episode_steps < 1:
-            raise ValueError(f"expected at least one step an episode, came max_episode_steps={max_episode_steps}")
+            raise ValueError(f"expected at least one step an episode, got max_episode_steps={max_episode_steps}")
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"expected render_mode None or 'rgb_array', came {render_mode!r}")
+            raise ValueError(f"expected render_mode None or 'rgb_array', got {render_mode!r}")
         super().__init__()
         level = load_level(level) if isinstance(level, str) else level
         self.num_envs = num_envs
@@ -83,7 +84,10 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         self._keys = np.zeros((num_envs, 2), np.uint32)
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: SupportsIndex | Iterable[SupportsIndex | None] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Starts episodes.
 
@@ -97,16 +101,10 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         if options:
             raise ValueError(f"unknown reset options {sorted(options)}: known is reset_mask")
         if mask.shape != (self.num_envs,) or mask.dtype != bool:
-            raise ValueError(f"expected a reset_mask of {self.num_envs} bools, came {mask.dtype} {mask.shape}")
+            raise ValueError(f"expected a reset_mask of {self.num_envs} bools, got {mask.dtype} {mask.shape}")
         if self.states is None and not mask.all():
-            raise ValueError("expected a first reset of all environments, came a reset_mask that leaves some out")
-        seeds = (
-            [seed + i for i in range(self.num_envs)]
-            if isinstance(seed, int | np.integer)
-            else seed or [None] * self.num_envs
-        )
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"expected {self.num_envs} seeds, came {len(seeds)}")
+            raise ValueError("expected a first reset of all environments, got a reset_mask that leaves some out")
+        seeds = seed_of_each(seed, self.num_envs)
         for i in np.flatnonzero(mask):
             if seeds[i] is not None:
                 self._generators[i] = np.random.default_rng(seeds[i])
@@ -166,7 +164,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
 
         if actions.shape != (self.num_envs, 6) or actions.device.type != "cpu":
             expected = (self.num_envs, 6)
-            raise ValueError(f"expected actions of shape {expected} on the CPU, came {tuple(actions.shape)}")
+            raise ValueError(f"expected actions of shape {expected} on the CPU, got {tuple(actions.shape)}")
         actions = actions.detach().to(torch.float32).contiguous()
         done = self._advance(checked_actions(actions.numpy(), (self.num_envs, 6)))
         observation = {key: torch.from_dlpack(value) for key, value in done.observation.items()}
