@@ -70,6 +70,7 @@ class AlohaHdf5Reader:
     """
 
     format = "ALOHA HDF5"
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path, drop: Sequence[str] = ()) -> None:
         require_extra("h5py", "data")

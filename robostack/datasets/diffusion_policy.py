@@ -68,6 +68,7 @@ class DiffusionPolicyReader:
         features: dict[str, Feature] = {}
         self._names: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
+        self.remarks: tuple[str, ...] = ()
         unused = set(drop)
         for name in names:
             known = described.get(name, (None, (), ()))

@@ -174,6 +174,12 @@ class EpisodeReader(Protocol):
         """Features of the source that are of no kind that is read, and why; the rest is read without them."""
         ...
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What of the data set as a whole was set right or left out on opening, such as an episode without frames or
+        names that do not fit, a line each, for people to be told once."""
+        ...
+
     def select(self, keys: Collection[str]) -> None:
         """From now on only these of the features are there; the others are not even read."""
         ...

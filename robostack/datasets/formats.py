@@ -121,7 +121,7 @@ class _Selected:
         if missing := [key for key in selection.keep if key in self.left_out and key not in selection.drop]:
             raise DataError(f"{reader.path}: {missing[0]} is not read: {self.left_out[missing[0]]}")
         self.left_out = {key: why for key, why in self.left_out.items() if key not in selection.drop}
-        self._reader = reader
+        self._reader, self.remarks = reader, reader.remarks
         self.path, self.format, self.fps, self.robot = reader.path, reader.format, reader.fps, reader.robot
         renamed = {old: new for new, old in self._old.items() if old != new}
         self.provenance = {**reader.provenance, **({"renamed": renamed} if renamed else {})}

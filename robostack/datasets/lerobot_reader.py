@@ -53,6 +53,7 @@ class LeRobotReader:
             raise DataError(f"{path} has no {', '.join(unknown)} to leave out: it has {has}")
         self.features: dict[str, Feature] = {}
         self.left_out: dict[str, str] = {}
+        self.remarks: tuple[str, ...] = ()
         for key in meta.described.keys() - {*BOOKKEEPING, *drop}:
             try:
                 self.features[key] = read_feature(key, meta.described[key])

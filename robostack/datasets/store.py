@@ -170,6 +170,7 @@ class EpisodeStore:
         if attributes.get("format") != FORMAT:
             raise DataError(f"{path}: expected format {FORMAT!r}, got {attributes.get('format')!r}: collect it again")
         self.format, self.left_out = "robostack", {}
+        self.remarks: tuple[str, ...] = ()
         self.fps: float = attributes["fps"]
         self.robot: str | None = attributes["robot"]
         self.tasks: tuple[str, ...] = tuple(attributes["tasks"])

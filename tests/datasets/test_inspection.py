@@ -47,6 +47,7 @@ class Data:
 
     format, robot, provenance = "made up", "aloha", {"seed": 1}
     left_out: Mapping[str, str] = {}
+    remarks: tuple[str, ...] = ()
 
     def __init__(
         self,
