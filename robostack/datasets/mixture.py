@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.episodes import DataError, Feature, unique_names
 from robostack.datasets.statistics import Statistics, of_columns, of_relative_actions
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.windows import Windows, WindowSampler
@@ -57,28 +57,17 @@ class Layout:
     """Robot to the places of its entries, in their order."""
 
     @staticmethod
-    def of(key: str, features: Mapping[str, Feature]) -> Layout:
+    def of(features: Mapping[str, Feature]) -> Layout:
         """By name, in the order of first appearance, where every robot names its entries; else each from the front.
 
-        Args:
-            key: the feature, for messages.
-            features: robot to what the feature is for it; robots without it are left out.
-
-        Raises:
-            DataError: a feature is no vector, or names an entry twice.
+        `features` maps robots to what the feature is for them; robots without it are left out.
+        The entries of a matrix stand row by row, a scalar is one entry, and names that repeat are told apart.
         """
-        for robot, feature in features.items():
-            if len(feature.shape) != 1:
-                raise DataError(f"{key} of {robot}: expected a vector, got shape {feature.shape}: leave it out")
-            if len(set(feature.names)) != len(feature.names) or len(feature.names) not in (0, *feature.shape):
-                raise DataError(
-                    f"{key} of {robot}: expected {feature.shape[0]} different names or none, got {feature.names}"
-                )
         if all(feature.names for feature in features.values()):
-            names = list(dict.fromkeys(name for feature in features.values() for name in feature.names))
-            places = {robot: tuple(map(names.index, feature.names)) for robot, feature in features.items()}
-            return Layout(len(names), places)
-        sizes = {robot: feature.shape[0] for robot, feature in features.items()}
+            own = {robot: unique_names(feature.names) for robot, feature in features.items()}
+            names = list(dict.fromkeys(name for robot in own.values() for name in robot))
+            return Layout(len(names), {robot: tuple(map(names.index, own[robot])) for robot in own})
+        sizes = {robot: feature.entries for robot, feature in features.items()}
         return Layout(max(sizes.values()), {robot: tuple(range(size)) for robot, size in sizes.items()})
 
 
@@ -103,11 +92,10 @@ def name_robots(stores: Sequence[EpisodeStore], keys: Sequence[str], names: Sequ
     return robots
 
 
-def pooled_statistics(stores: Sequence[EpisodeStore]) -> dict[str, Statistics]:
-    """Statistics of data sets of one robot together, those of all their frames; of what all of them have."""
+def pooled_statistics(stores: Sequence[EpisodeStore], keys: Sequence[str]) -> dict[str, Statistics]:
+    """Statistics of these features of data sets of one robot together, those of all their frames."""
     if len(stores) == 1:
-        return stores[0].statistics()
-    keys = [key for key in stores[0].statistics() if all(key in store.features for store in stores)]
+        return stores[0].statistics(keys)
     return {key: of_columns([(partial(store.read_finite, key), store.frames) for store in stores]) for key in keys}
 
 

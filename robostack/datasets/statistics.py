@@ -24,6 +24,7 @@ SMALLEST_SCALE = 1e-2
 Normalization = Literal["mean_std", "min_max", "quantiles"]
 
 QUANTILE_ROWS = 1 << 20
+NUMBERS_KEPT = 1 << 26
 RELATIVE_ROWS = 1 << 22
 ROWS_AT_ONCE = 16_384
 
@@ -137,14 +138,17 @@ class Accumulator:
 
 def of_columns(columns: Sequence[tuple[Callable[[int, int], np.ndarray], int]]) -> Statistics:
     """Statistics of the rows of several columns together. A column is a function that gives its rows [start, stop),
-    (stop - start, D) or (stop - start), and its number of rows."""
-    accumulator = None
+    (stop - start, *shape), and its number of rows. Of more than 64 entries fewer rows are kept for the quantiles."""
+    accumulator, at_once = None, ROWS_AT_ONCE
     for read, rows in columns:
-        for start in range(0, rows, ROWS_AT_ONCE):
-            block = read(start, min(rows, start + ROWS_AT_ONCE))
-            block = block.reshape(len(block), -1)
-            accumulator = accumulator or Accumulator(block.shape[1])
-            accumulator.add(block)
+        if accumulator is None and rows:
+            entries = max(1, read(0, 1)[0].size)
+            accumulator = Accumulator(entries, min(QUANTILE_ROWS, NUMBERS_KEPT // entries))
+            at_once = max(1, min(ROWS_AT_ONCE, (NUMBERS_KEPT >> 4) // entries))
+        for start in range(0, rows, at_once):
+            block = read(start, min(rows, start + at_once))
+            assert accumulator is not None
+            accumulator.add(block.reshape(len(block), -1))
     return (accumulator or Accumulator(0)).result()
 
 

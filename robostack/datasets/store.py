@@ -270,14 +270,16 @@ class EpisodeStore:
         for first in range(start, end, FRAMES_AT_ONCE):
             yield from self.read(key, first, min(end, first + FRAMES_AT_ONCE))
 
-    def statistics(self) -> dict[str, Statistics]:
-        """Of every number or vector of numbers, by feature: as the writer stored them, else measured now."""
-        if self._statistics is not None:
-            return {key: Statistics.from_json(values) for key, values in self._statistics["features"].items()}
+    def statistics(self, keys: Collection[str] | None = None) -> dict[str, Statistics]:
+        """Of these features, by default of every number or vector of numbers: as the writer stored them, else measured
+        now. The entries of a matrix stand row by row. Raises DataError for cameras, and numbers that are not finite."""
+        stored = {} if self._statistics is None else self._statistics["features"]
+        usual = stored or [key for key, feature in self.features.items() if _has_statistics(feature)]
         return {
-            key: of_columns([(partial(self.read_finite, key), self.frames)])
-            for key, feature in self.features.items()
-            if len(feature.shape) <= 1 and np.dtype(feature.dtype).kind in "fiu"
+            key: Statistics.from_json(stored[key])
+            if key in stored
+            else of_columns([(partial(self.read_finite, key), self.frames)])
+            for key in (usual if keys is None else keys)
         }
 
     def relative_statistics(self, chunk_len: int) -> Statistics:
@@ -293,7 +295,8 @@ class EpisodeStore:
     def state_and_action(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
         """`observation.state` and `action` of one episode, (T, D) each."""
         start, end = int(self.episode_starts[episode]), int(self.episode_ends[episode])
-        return self.read_finite("observation.state", start, end), self.read_finite("action", start, end)
+        state, action = (self.read_finite(key, start, end) for key in ("observation.state", "action"))
+        return state.reshape(len(state), -1), action.reshape(len(action), -1)
 
     def why_not_relative(self) -> str | None:
         """None when `action` and `observation.state` hold the same entries, so that one can be taken from the other."""
@@ -306,6 +309,11 @@ class EpisodeStore:
             f"{self.path}: relative actions need the same entries in action and observation.state, got "
             f"{action.names or action.shape} and {state.names or state.shape}: use absolute actions"
         )
+
+
+def _has_statistics(feature: Feature) -> bool:
+    """Whether a feature's statistics are stored; those of others are measured when they are asked for."""
+    return len(feature.shape) <= 1 and np.dtype(feature.dtype).kind in "fiu"
 
 
 # zarr warns that dots in array names may not suit other stores; LeRobot's names have dots and folders take them.

@@ -148,7 +148,7 @@ class WindowSampler:
         # Near the ends of the data a span is read from further inside, and some of its rows are not used.
         length = min(self._before + self._span, self._store.frames)
         starts = np.clip(frames - self._before, 0, self._store.frames - length)
-        rows = self._store.windows("action", starts[:, 0], length)
+        rows = self._store.windows("action", starts[:, 0], length).reshape(len(starts), length, -1)
         if self._frames_a_step != 1.0:
             return _interpolate(rows, np.clip(frames + self._offsets, first, last) - starts)
         if length == self._before + self._span:

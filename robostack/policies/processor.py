@@ -28,6 +28,8 @@ from robostack.policies.settings import Scaling
 
 STATE = "observation.state"
 ENTITIES = "observation.entities"
+MOST_ENTRIES = 4096
+"""Numbers that one feature may add to the state; more are rather a picture."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Processor:
         if not state_keys and entities is None:
             raise DataError(f"{stores[0].path}: expected a state to observe, got {', '.join(keys) or 'no features'}")
         layouts = {
-            key: Layout.of(key, {name: has[key] for name, has in features.items() if key in has})
+            key: Layout.of({name: has[key] for name, has in features.items() if key in has})
             for key in (*state_keys, "action")
         }
         return Processor(
@@ -204,8 +206,8 @@ class Processor:
             if key not in known.places:
                 states.append(np.zeros((batch, looks, size), np.float32))
                 continue
-            rows = self._checked(moments, key, (batch, looks, len(known.places[key])))
-            unit = self._normalizers[robot][key].forward(rows.astype(np.float32, copy=False))
+            rows = self._checked(moments, key, (batch, looks, len(known.places[key]))).astype(np.float32, copy=False)
+            unit = self._normalizers[robot][key].forward(rows)
             states.append(_spread(unit, known.places[key], size))
         images, present = {}, {}
         for name, size in self.cameras.items():
@@ -229,7 +231,10 @@ class Processor:
     def _checked(self, moments: Moments, key: str, shape: tuple[int, ...]) -> np.ndarray:
         if key not in moments.observation:
             raise DataError(f"the policy observes {key}, got only {', '.join(moments.observation)}")
-        if (rows := moments.observation[key]).shape != shape:
+        rows = moments.observation[key]
+        if len(shape) == 3 and rows.ndim != 3 and rows.size:  # a number is a state of one entry, a matrix of them all
+            rows = rows.reshape(*rows.shape[:2], -1)
+        if rows.shape != shape:
             raise DataError(f"{key}: expected shape {shape}, got {rows.shape}")
         if key.startswith(IMAGES):
             if rows.dtype != np.uint8:
@@ -300,7 +305,7 @@ class Processor:
             return np.zeros((), np.float32)
         if STATE not in moments.observation:
             raise DataError(f"relative actions need {STATE}, got only {', '.join(moments.observation)}")
-        now = moments.observation[STATE][:, -1:].astype(np.float32, copy=False)
+        now = moments.observation[STATE][:, -1:].reshape(len(moments.seen), 1, -1).astype(np.float32, copy=False)
         return now * np.asarray(relative, np.float32)
 
 
@@ -350,17 +355,17 @@ def _robot(
 ) -> Robot:
     """One robot from its data sets; warns of entries that are still."""
     vectors = [key for key in layouts if key in features]
-    measured = pooled_statistics(stores)
-    if missing := [key for key in vectors if key not in measured]:
-        raise DataError(f"{stores[0].path}: {', '.join(missing)} holds no numbers to take statistics of: leave it out")
-    statistics = {key: measured[key] for key in vectors}
+    if wide := [key for key in vectors if features[key].is_camera or features[key].entries > MOST_ENTRIES]:
+        shape = "×".join(map(str, features[wide[0]].shape))
+        raise DataError(f"{stores[0].path}: {wide[0]} of {shape} is no state of numbers: leave it out with --observe")
+    statistics = pooled_statistics(stores, vectors)
     action = features["action"]
     if unknown := [entry for entry in scaling.absolute_entries if entry not in action.names]:
         known = ", ".join(action.names) or "none by name"
         raise DataError(f"{stores[0].path}: the action has no entry {', '.join(unknown)}: it has {known}")
     relative = tuple(
         scaling.relative_actions and not (action.names and action.names[i] in scaling.absolute_entries)
-        for i in range(action.shape[0])
+        for i in range(action.entries)
     )
     if any(relative):
         moved = pooled_relative_statistics(stores, chunk_len, rate)

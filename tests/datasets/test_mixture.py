@@ -75,7 +75,7 @@ def test_weights_that_are_none_are_refused(tmp_path: Path, weights: tuple[float,
 @given(st.lists(st.lists(st.sampled_from("abcdefg"), min_size=1, unique=True), min_size=1, max_size=4))
 def test_entries_of_one_name_share_a_place_and_others_do_not(names: list[list[str]]) -> None:
     features = {f"robot {i}": Feature((len(own),), "float32", tuple(own)) for i, own in enumerate(names)}
-    layout = Layout.of("action", features)
+    layout = Layout.of(features)
     assert layout.size == len({name for own in names for name in own})
     place = {name: layout.places[r][i] for r, f in features.items() for i, name in enumerate(f.names)}
     assert sorted(place.values()) == list(range(layout.size))
@@ -83,12 +83,14 @@ def test_entries_of_one_name_share_a_place_and_others_do_not(names: list[list[st
 
 
 def test_without_names_every_robot_fills_from_the_front() -> None:
-    layout = Layout.of("action", {"a": Feature((2,), "float32", ("x", "y")), "b": Feature((3,), "float32")})
+    layout = Layout.of({"a": Feature((2,), "float32", ("x", "y")), "b": Feature((3,), "float32")})
     assert layout == Layout(3, {"a": (0, 1), "b": (0, 1, 2)})
-    with pytest.raises(DataError, match="2 different names"):
-        Layout.of("action", {"a": Feature((2,), "float32", ("x", "x"))})
-    with pytest.raises(DataError, match="expected a vector"):
-        Layout.of("action", {"a": Feature((2, 2), "float32")})
+
+
+def test_scalars_matrices_and_repeated_names_have_places() -> None:
+    left, right = Feature((2,), "float32", ("j", "j")), Feature((3,), "float32", ("j", "g", "j"))
+    assert Layout.of({"a": left, "b": right}) == Layout(3, {"a": (0, 1), "b": (0, 2, 1)})
+    assert Layout.of({"a": Feature((), "int64"), "b": Feature((2, 3), "bool")}).places["b"] == (0, 1, 2, 3, 4, 5)
 
 
 def test_data_sets_of_one_robot_must_agree_and_share_statistics(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_data_sets_of_one_robot_must_agree_and_share_statistics(tmp_path: Path) 
     assert name_robots([one, two], keys) == ("arm", "arm")
     assert name_robots([one, two], keys, ("left", "right")) == ("left", "right")
     both = np.concatenate([one.read("action"), two.read("action")])
-    pooled, expected = pooled_statistics([one, two])["action"], Statistics.of(both)
+    pooled, expected = pooled_statistics([one, two], ["action"])["action"], Statistics.of(both)
     np.testing.assert_allclose(pooled.std, expected.std, rtol=1e-12)
     assert dataclasses.replace(pooled, std=expected.std, mean=expected.mean) == expected
     other = write(tmp_path / "c", ("shoulder", "gripper"), "arm")

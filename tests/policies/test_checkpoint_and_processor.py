@@ -199,3 +199,41 @@ def test_relative_actions_are_those_of_the_chunk_less_the_state(tmp_path: Path) 
     with pytest.raises(DataError, match=r"relative actions need observation\.state, got only action"):
         stateless = Moments.of({"action": windows.action[:, 0]}, 2)
         processor.normalize_actions(windows.action, stateless, "robot")
+
+
+def test_numbers_of_every_shape_and_type_are_observed_and_acted(tmp_path: Path) -> None:
+    features = {
+        "observation.keypoint": Feature((3, 2), "float64"),
+        "observation.contacts": Feature((), "int64"),
+        "observation.closed": Feature((2,), "bool"),
+        "observation.state": Feature((2, 2), "float32"),
+        "action": Feature((2, 2), "float32"),
+    }
+    writer = EpisodeWriter(tmp_path / "data", features, 10.0)
+    rng = np.random.default_rng(0)
+    columns = {key: rng.integers(0, 9, (12, *f.shape)).astype(f.dtype) for key, f in features.items()}
+    writer.append(columns, "push")
+    writer.finish()
+    store = EpisodeStore(tmp_path / "data")
+    for scaling in (Scaling(), Scaling(normalization="min_max", relative_actions=True)):
+        processor = Processor.of([store], 3, scaling=scaling)
+        assert dict(processor.state) == {f"observation.{key}": n for key, n in
+                                         (("keypoint", 6), ("contacts", 1), ("closed", 2), ("state", 4))}  # fmt: skip
+        windows = WindowSampler(store, tuple(processor.state), 3).gather(np.array([4]))
+        assert windows.action.shape == (1, 3, 4)
+        observation, actions, _ = processor.training_batch([("robot", windows, ["push"])])
+        assert observation.state.shape == (1, 1, 13)
+        keypoints = columns["observation.keypoint"].reshape(12, 6)
+        if scaling.normalization == "mean_std":
+            unit = (keypoints[4] - keypoints.mean(0)) / keypoints.std(0)
+            np.testing.assert_allclose(observation.state[0, 0, :6], unit, rtol=1e-5, atol=1e-5)
+        back = processor.denormalize_actions(actions, windows, "robot")
+        np.testing.assert_allclose(back[0], columns["action"][4:7].reshape(3, 4), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_no_state_is_named(tmp_path: Path) -> None:
+    features = {"observation.heat": Feature((80, 80), "float32"), "action": Feature((2,), "float32")}
+    writer = EpisodeWriter(tmp_path / "data", features, 10.0)
+    writer.append({key: np.ones((5, *f.shape), np.float32) for key, f in features.items()}, "push")
+    with pytest.raises(DataError, match=r"observation.heat of 80×80 is no state of numbers: leave it out with"):
+        Processor.of([EpisodeStore(tmp_path / "data")], 3)
