@@ -6,7 +6,8 @@
 import atexit
 import importlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import radians, tan
 from types import MappingProxyType
@@ -15,8 +16,9 @@ from typing import Any, Literal
 import mujoco
 import numpy as np
 
+from robostack.common.text import one_line
 from robostack.envs.aloha.cameras import Camera
-from robostack.envs.gl import INSTALL_COMMAND, choose_gl
+from robostack.envs.gl import require_gl
 
 Preset = Literal["fast", "pretty"]
 
@@ -41,7 +43,8 @@ QUALITIES: Mapping[str, RenderQuality] = MappingProxyType(
 class Renderer:
     """Renders one model at one quality, any camera at any size.
 
-    One OpenGL context serves every size up to the largest seen so far. It belongs to the thread that made it.
+    One OpenGL context serves every size up to the largest seen so far. Between pictures it belongs to no thread, so
+    that any may draw the next, one at a time.
     `mujoco.Renderer` is not used because it fixes the size, and because it takes the OpenGL backend from the
     environment when mujoco is first imported, whoever does that.
     """
@@ -52,7 +55,7 @@ class Renderer:
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = quality.shadows
         self._option = mujoco.MjvOption()
-        self._gl: Any = None
+        self._gl: _OffscreenGL | None = None
         self._context: mujoco.MjrContext | None = None
 
     def render(self, data: mujoco.MjData, camera: Camera) -> np.ndarray:
@@ -60,9 +63,8 @@ class Renderer:
 
         Raises:
             ValueError: the model has no camera of that name.
-            RuntimeError: no OpenGL backend is available.
+            RuntimeError: no OpenGL backend is available, or the one there is fails.
         """
-        context = self._current_context(camera.height, camera.width)
         view = mujoco.MjvCamera()
         view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         view.fixedcamid = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, camera.mount)
@@ -77,31 +79,37 @@ class Renderer:
                 eye.frustum_top = eye.frustum_near * tan(radians(camera.fovy) / 2)
                 eye.frustum_bottom = -eye.frustum_top
         viewport = mujoco.MjrRect(0, 0, camera.width, camera.height)
-        mujoco.mjr_render(viewport, self._scene, context)
         picture = np.empty((camera.height, camera.width, 3), dtype=np.uint8)
-        mujoco.mjr_readPixels(picture, None, viewport, context)
+        with self._current_context(camera.height, camera.width) as context:
+            mujoco.mjr_render(viewport, self._scene, context)
+            mujoco.mjr_readPixels(picture, None, viewport, context)
         return np.ascontiguousarray(picture[::-1])  # OpenGL's first row is the bottom one
 
     def close(self) -> None:
         """Frees the OpenGL context; a later `render` makes a new one."""
-        if self._context is not None:
-            self._gl.make_current()
+        if self._context is not None and self._gl is not None:
+            self._gl.make_current()  # or what is freed would be another's; where it fails, nobody's
             self._context.free()
             self._gl.free()
-            self._context = self._gl = None
+        self._context = self._gl = None
 
-    def _current_context(self, height: int, width: int) -> mujoco.MjrContext:
+    @contextmanager
+    def _current_context(self, height: int, width: int) -> Iterator[mujoco.MjrContext]:
+        """A context of at least this size, which is current inside."""
         if self._context is not None and (height > self._context.offHeight or width > self._context.offWidth):
             height, width = max(height, self._context.offHeight), max(width, self._context.offWidth)
             self.close()
-        if self._context is None:
-            self._gl = _gl_context_class()(width, height)
+        if self._gl is not None and not self._gl.make_current():
+            self.close()
+        if self._context is None or self._gl is None:
+            self._gl = _OffscreenGL(width, height)
             # Registered after MuJoCo's own exit handler, so it runs before that one shuts OpenGL down.
             atexit.register(_close_if_alive, weakref.ref(self))
-            self._gl.make_current()
             self._context = self._new_context(height, width)
-        self._gl.make_current()
-        return self._context
+        try:
+            yield self._context
+        finally:
+            self._gl.release()
 
     def _new_context(self, height: int, width: int) -> mujoco.MjrContext:
         """A context whose off-screen buffer has this size and quality; MuJoCo takes both from the model."""
@@ -124,9 +132,49 @@ def _close_if_alive(renderer: "weakref.ref[Renderer]") -> None:
         alive.close()
 
 
-def _gl_context_class() -> Any:
-    """MuJoCo's context class for the backend that this machine offers."""
-    backend = choose_gl()
-    if backend is None:
-        raise RuntimeError(f"rendering needs EGL or OSMesa, found neither: run `{INSTALL_COMMAND}`")
-    return importlib.import_module(f"mujoco.{backend}").GLContext
+class _OffscreenGL:
+    """MuJoCo's OpenGL context of the backend that this machine offers; when made it is current.
+
+    Raises:
+        RuntimeError: there is no backend, or it gives no context.
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        self._backend = require_gl()
+        try:
+            self._module = importlib.import_module(f"mujoco.{self._backend}")
+            if getattr(self._module, "EGL_DISPLAY", None) is not None:
+                # A window that pygame has closed since shuts down the display of the whole process.
+                self._module.EGL.eglInitialize(self._module.EGL_DISPLAY, None, None)
+            # One that could not be made complains when it is deleted, unless it has this.
+            kind = type("Context", (self._module.GLContext,), {"_context": None})
+            self._context: Any = kind(width, height)
+            self._context.make_current()
+        except Exception as error:  # of whatever library the backend stands on
+            raise RuntimeError(f"OpenGL by {self._backend} fails: {one_line(error)}") from error
+
+    def make_current(self) -> bool:
+        """For this thread. False if it is lost."""
+        try:
+            self._context.make_current()
+        except Exception:  # PyOpenGL's are nothing more special
+            return False
+        return True
+
+    def release(self) -> None:
+        """Leaves this thread without a context."""
+        with suppress(Exception):
+            match self._backend:
+                case "egl":
+                    egl, nothing = self._module.EGL, self._module.EGL.EGL_NO_SURFACE
+                    egl.eglMakeCurrent(self._module.EGL_DISPLAY, nothing, nothing, egl.EGL_NO_CONTEXT)
+                case "osmesa":
+                    self._module.osmesa.OSMesaMakeCurrent(None, None, self._module.GL.GL_FLOAT, 0, 0)
+                case "glfw":
+                    self._module.glfw.make_context_current(None)
+
+    def free(self) -> None:
+        """Ends it, if it is not lost."""
+        with suppress(Exception):
+            self._context.free()
+        self._context._context = None
