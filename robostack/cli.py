@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +20,12 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, PositionalRequiredArgs, arg
 
 from robostack.common.files import is_disk_full
 from robostack.common.interrupt import Interrupted, Terminated, ends_as_interrupt
-from robostack.common.text import one_line
+from robostack.common.text import one_line, printable
 
 # People read standard error; standard output is for results, and with --json for JSON lines alone.
 console = Console(stderr=True)
@@ -261,9 +263,7 @@ def _train(out: Path, run: Callable[[Callable[[Any], None]], Path]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """robostack eval RUN: success with its interval, per-episode JSON, videos, a report page."""
-    from robostack.evaluation.evaluate import EvalConfig
-    from robostack.evaluation.evaluate import evaluate as run
-    from robostack.progress import Bar
+    from robostack.evaluation.config import EvalConfig, refuse_finished, results_folder
 
     settings = make_dataclass(
         "Evaluate",
@@ -280,19 +280,31 @@ def evaluate(arguments: list[str]) -> int:
         frozen=True,
     )
     config = _parse("eval", settings, arguments)
-    with Bar(console, "evaluating") as bar:
+    refuse_finished(results_folder(config.run, config.config))  # before seconds of imports
+    from robostack.evaluation.evaluate import evaluate as run
+    from robostack.progress import Bar
+
+    with ExitStack() as shown:
+        bars = {"evaluating": shown.enter_context(Bar(console, "evaluating"))}
         succeeded: list[bool] = []
+
+        def tell(what: str, done: int, of: int, note: str = "") -> None:
+            if what not in bars:
+                shown.close()  # a console shows one bar at a time
+                bars[what] = shown.enter_context(Bar(console, what))
+            bars[what].update(done, of, note)
 
         def report(episode: Any) -> None:
             succeeded.append(episode.success)
-            bar.update(len(succeeded), config.config.episodes, f"{sum(succeeded)} succeeded")
+            tell("evaluating", len(succeeded), config.config.episodes, f"{sum(succeeded)} succeeded")
 
-        evaluation = run(config.run, config.config, report)
+        evaluation = run(config.run, config.config, report, tell)
     if config.json:
         _print_json([evaluation.summary])
     else:
         _print_evaluation(evaluation.summary)
-    console.print(f"report: {evaluation.folder / 'report.html'}")
+    page = printable(str(evaluation.folder / "report.html"))
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -406,13 +418,19 @@ def _print_evaluation(summary: Mapping[str, Any]) -> None:
 
     table = Table(
         show_header=False,
-        title=f"{summary['policy']} in {summary['env']}: {summary['episodes']} episodes",
+        title=Text(printable(f"{summary['policy']} in {summary['env']}: {summary['episodes']} episodes")),
         title_justify="left",
     )
     highest = max(summary["stages"], key=int)
     table.add_row(f"success (stage {highest} at any step)", share("success"))
     table.add_row(f"final (stage {highest} at the last step)", share("final"))
-    table.add_row("highest stage reached", "  ".join(f"{s}: {n}" for s, n in summary["stages"].items()))
+    names = summary["stage_names"]
+    reached = [
+        f"{count} reached stage {stage}" + (f", {printable(names[int(stage)])}" if int(stage) < len(names) else "")
+        for stage, count in summary["stages"].items()
+        if count
+    ]
+    table.add_row("highest stage", Text("\n".join(reached)))
     table.add_row("mean return", f"{summary['mean_return']:.1f}")
     together = f", {summary['together']} episodes together" if summary["together"] > 1 else ""
     latency = f"{summary['latency_ms_p50']} ms median, {summary['latency_ms_p95']} ms p95{together}"

@@ -81,6 +81,11 @@ class PolicyActor:
         self._robot, self._generator = "", torch.Generator(self._device)
         self._forget()
 
+    @property
+    def parameters(self) -> int:
+        """Numbers that the policy has learned."""
+        return sum(parameter.numel() for parameter in self._policy.parameters())
+
     def _forget(self) -> None:
         self.latencies_ms: list[float] = []
         self._looks: dict[int, tuple[Mapping[str, np.ndarray], np.ndarray]] = {}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,13 @@ from typing import Any
 import numpy as np
 
 from robostack import envs
+from robostack.common.interrupt import saying
+from robostack.core.devices import pick_device
+from robostack.evaluation.about import describe_training, keep_apart, name_checkpoint, read_training_log
 from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor, TrainedExpertActor
-from robostack.evaluation.config import EvalConfig
+from robostack.evaluation.config import REPORT, SCRIPTED, EvalConfig, refuse_finished, results_folder
+from robostack.evaluation.films import film
+from robostack.evaluation.ledger import Cost, Ledger, Settings, to_record
 from robostack.evaluation.report import write_report
 from robostack.evaluation.rollout import Episode, run_episodes
 from robostack.extras import require_extra
@@ -22,6 +26,7 @@ from robostack.intervals import wilson_interval
 from robostack.policies.checkpoint import Checkpoint
 from robostack.provenance import describe_run
 from robostack.runtime.chunks import newest, temporal_ensemble
+from robostack.serialize import to_json
 
 
 @dataclass(frozen=True)
@@ -33,64 +38,146 @@ class Evaluation:
     folder: Path
 
 
-def evaluate(run: str, config: EvalConfig, report: Callable[[Episode], None] = lambda _: None) -> Evaluation:
+@dataclass(frozen=True)
+class _Subject:
+    """Who is evaluated."""
+
+    name: str
+    make_actor: Callable[[], Actor]
+    settings: Settings
+
+
+def evaluate(
+    run: str,
+    config: EvalConfig,
+    report: Callable[[Episode], None] = lambda _: None,
+    told: Callable[[str, int, int], None] = lambda what, done, of: None,
+) -> Evaluation:
     """Evaluates the run or checkpoint at `run`, of a policy or an expert, or the scripted expert if it is "expert".
 
-    Writes summary.json, episodes.jsonl, videos/ and report.html. `report` is told about every episode as it ends.
+    Every episode is on disk when it ends; summary.json, videos/ and report.html follow. Interrupted, the same
+    evaluation goes on where it was. `report` is told about every episode, those of an earlier start too, `told` how far
+    films and page are: (what, done, of how many).
+
     Raises ValueError for an unknown environment or seeds that the policy's demonstrations used, CheckpointError,
-    FileExistsError when the folder of the results exists.
+    FileExistsError when the folder of the results holds a finished evaluation, one with other settings or anything
+    else, DiskFullError.
     """
-    for module in ("av", "matplotlib"):
-        require_extra(module, "report")
+    folder = results_folder(run, config)
+    refuse_finished(folder)
+    if config.videos:
+        require_extra("av", "report")
     envs.resolve(config.env)
-    seeds = range(config.seed, config.seed + config.episodes)
-    make_actor: Callable[[], Actor]
-    scripted = run == "expert"
-    if scripted or is_expert(run):
+    subject = _subject(run, config)
+    if config.workers == 0 and subject.settings.device != "cpu":
+        config = replace(config, workers=1)
+    actor = subject.make_actor()  # what cannot be loaded is told here; in a worker it would be the pool's end
+    make_actor = (lambda: actor) if config.workers == 1 else subject.make_actor
+    about, log, log_said = _describe_env(config.env), [], ""
+    if isinstance(actor, PolicyActor):
+        about["training"] = describe_training(actor.checkpoint, actor.parameters)
+        log, log_said = read_training_log(actor.checkpoint.path.parent.parent)
+
+    ledger = Ledger(folder, subject.settings)
+    with saying(ledger.how_to_go_on):
+        if ledger.summarized:  # only films and page are missing
+            summary = _summary(config, subject, ledger) | ledger.read_cost() | about
+        else:
+            seconds = _run(config, make_actor, ledger, report)
+            summary = _summary(config, subject, ledger) | _cost(ledger, seconds) | about
+            ledger.finish(summary)
+        with ledger.room():
+            begun = time.perf_counter()
+            films, film_said = film(config, make_actor, ledger.episodes, folder / "videos", partial(told, "filming"))
+            told("writing the page", 0, 1)
+            page = summary | {
+                "films_s": time.perf_counter() - begun if films else None,
+                "notes": [said for said in (log_said, film_said) if said],
+            }
+            videos = [(one.path, one.caption, one.went_right) for one in films]
+            write_report(folder / REPORT, page, [to_record(episode) for episode in ledger.episodes], log, videos)
+            told("writing the page", 1, 1)
+    return Evaluation(summary, tuple(ledger.episodes), folder)
+
+
+def _subject(run: str, config: EvalConfig) -> _Subject:
+    chunks = (config.execute_len, config.ensemble, config.target_return)
+    settings = Settings(SCRIPTED, config.env, config.seed, config.episodes, *chunks, device="cpu")
+    if run == SCRIPTED:
         _refuse_chunk_flags(config)
-        folder = config.out or (Path(f"expert-{config.env}") if scripted else Path(run) / f"eval-{config.env}")
-        name, training_log, execute_len = "expert", [], None
-        make_actor = partial(ExpertActor, config.env) if scripted else partial(TrainedExpertActor, Path(run))
-    else:
-        checkpoint = Checkpoint.read(run)
-        _keep_apart(seeds, checkpoint)
-        folder = config.out or Path(run) / f"eval-{config.env}"
-        name, training_log = checkpoint.policy, _training_log(checkpoint)
-        make_actor = partial(_policy_actor, checkpoint.path, config)
-        execute_len = config.execute_len or checkpoint.config.execute_len
-    if folder.exists():
-        raise FileExistsError(f"{folder} already exists: choose another with --out or remove it first")
+        return _Subject("expert", partial(ExpertActor, config.env), settings)
+    if is_expert(run):
+        _refuse_chunk_flags(config)
+        from robostack.experts.ppo_checkpoint import newest as newest_expert
 
-    make_actor()  # what cannot be loaded is told here, in one line; in a worker it would be the pool's end
+        settings = replace(settings, checkpoint=name_checkpoint(newest_expert(Path(run)) / "expert.json"))
+        return _Subject("expert", partial(TrainedExpertActor, Path(run)), settings)
+    checkpoint = Checkpoint.read(run)
+    keep_apart(range(config.seed, config.seed + config.episodes), checkpoint)
+    device = str(pick_device(config.device))
+    blend = newest if config.ensemble is None else temporal_ensemble(config.ensemble)
+    execute_len = checkpoint.config.execute_len if config.execute_len is None else config.execute_len
+    settings = replace(
+        settings,
+        checkpoint=name_checkpoint(checkpoint.path / "checkpoint.json"),
+        execute_len=execute_len,
+        device=device,
+    )
+    actor = partial(PolicyActor, checkpoint.path, device, execute_len, blend, config.target_return)
+    return _Subject(checkpoint.policy, actor, settings)
 
-    begun, worlds = time.perf_counter(), envs.vector_class(config.env)
-    episodes = []
-    for episode in run_episodes(config.env, make_actor, seeds, config.workers):
-        episodes.append(episode)
+
+def _run(
+    config: EvalConfig, make_actor: Callable[[], Actor], ledger: Ledger, report: Callable[[Episode], None]
+) -> float:
+    """The episodes that are missing; returns the seconds that they took."""
+    begun = time.perf_counter()
+    for episode in ledger.episodes:
         report(episode)
-    episodes.sort(key=lambda episode: episode.seed)
-    summary = {
-        **summarize(config.env, name, config.seed, episodes, worlds.highest_stage),
+    seeds = range(config.seed, config.seed + config.episodes)
+    try:
+        for episode in run_episodes(config.env, make_actor, seeds, config.workers, wanted=ledger.missing):
+            ledger.append(episode)
+            report(episode)
+    except BaseException:
+        ledger.abandon()
+        raise
+    return time.perf_counter() - begun
+
+
+def _summary(config: EvalConfig, subject: _Subject, ledger: Ledger) -> dict[str, Any]:
+    worlds, settings = envs.vector_class(config.env), ledger.settings
+    return {
+        **summarize(config.env, subject.name, config.seed, ledger.episodes, worlds.highest_stage),
         "together": worlds.together,
-        "execute_len": execute_len,
-        "ensemble": config.ensemble,
-        "target_return": config.target_return,
-        "wall_s": round(time.perf_counter() - begun, 1),
-        "task": envs.make(config.env).get_wrapper_attr("task"),
-        **describe_run(),
+        "execute_len": settings.execute_len,
+        "ensemble": settings.ensemble,
+        "target_return": settings.target_return,
+        "device": settings.device,
     }
-    folder.mkdir(parents=True)
-    filmed = _film(config, make_actor, episodes, folder / "videos")
-    records = [_record(episode) for episode in episodes]
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    (folder / "episodes.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    write_report(folder / "report.html", summary, records, training_log, filmed)
-    return Evaluation(summary, tuple(episodes), folder)
+
+
+def _cost(ledger: Ledger, seconds: float) -> dict[str, Any]:
+    described = describe_run()
+    if (earlier := ledger.begun["commit"]) != described["commit"]:
+        described["commit"] = f"{earlier}, then {described['commit']}"
+    return to_json(Cost(round(seconds, 1), ledger.kept, **described))
+
+
+def _describe_env(name: str) -> dict[str, Any]:
+    env = envs.make(name)
+    try:
+        names = env.get_wrapper_attr("stage_names") if env.has_wrapper_attr("stage_names") else ()
+        return {"task": env.get_wrapper_attr("task"), "stage_names": list(names)}
+    finally:
+        env.close()
 
 
 def _refuse_chunk_flags(config: EvalConfig) -> None:
     names = ("execute_len", "ensemble", "target_return")
-    if given := [name for name in names if getattr(config, name) is not None]:
+    given = [name for name in names if getattr(config, name) is not None]
+    given += ["device"] if config.device not in ("auto", "cpu") else []
+    if given:
         raise ValueError(f"{', '.join(given)} is for policies, and this is an expert: leave it out")
 
 
@@ -98,11 +185,6 @@ def is_expert(run: str) -> bool:
     """Whether a run or checkpoint is of `robostack expert`."""
     path = Path(run)
     return (path / "expert.json").is_file() or any(path.glob("checkpoints/*/expert.json"))
-
-
-def _policy_actor(checkpoint: Path, config: EvalConfig) -> PolicyActor:
-    blend = newest if config.ensemble is None else temporal_ensemble(config.ensemble)
-    return PolicyActor(checkpoint, "cpu", config.execute_len, blend, config.target_return)
 
 
 def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode], highest_stage: int) -> dict[str, Any]:
@@ -125,53 +207,3 @@ def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode], hig
         "latency_ms_p95": round(float(np.quantile(latencies, 0.95)), 2),
         "stages": {str(s): sum(e.stage_max == s for e in episodes) for s in range(highest_stage + 1)},
     }
-
-
-def _keep_apart(seeds: range, checkpoint: Checkpoint) -> None:
-    for data in checkpoint.training["data"]:
-        first, last = data["seeds"] or (0, -1)
-        if max(first, seeds[0]) <= min(last, seeds[-1]):
-            raise ValueError(
-                f"the policy was trained on demonstrations of seeds {first} to {last}, and evaluation asked for "
-                f"{seeds[0]} to {seeds[-1]}: choose a --seed above {last}"
-            )
-
-
-def _training_log(checkpoint: Checkpoint) -> list[dict[str, float]]:
-    path = checkpoint.path.parent.parent / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _film(
-    config: EvalConfig, make_actor: Callable[[], Actor], episodes: Sequence[Episode], folder: Path
-) -> list[tuple[Path, str, bool]]:
-    """Runs the first successes and failures again, filmed: an episode is its seed, so it comes out the same."""
-    succeeded = [e for e in episodes if e.success and e.final][: config.videos]
-    failed = [e for e in episodes if not e.success][: config.videos]
-    lost = [e for e in episodes if e.success and not e.final][: config.videos]
-    chosen = [*failed, *lost, *succeeded]
-    if not chosen:
-        return []
-    folder.mkdir()
-    videos = {e.seed: folder / f"{e.seed}.mp4" for e in chosen}
-    seeds = range(config.seed, config.seed + config.episodes)
-    for again in run_episodes(config.env, make_actor, seeds, config.workers, videos):
-        before = next(e for e in chosen if e.seed == again.seed)
-        if replace(again, latencies_ms=()) != replace(before, latencies_ms=()):
-            raise RuntimeError(f"the episode of seed {again.seed} came out differently when it was run again")
-    return [(folder / f"{e.seed}.mp4", _caption(e), e.success and e.final) for e in chosen]
-
-
-def _caption(episode: Episode) -> str:
-    if episode.diverged_step is not None:
-        return f"Seed {episode.seed}: failed, the simulation diverged at step {episode.diverged_step}"
-    if not episode.success:
-        return f"Seed {episode.seed}: failed, reached stage {episode.stage_max}"
-    held = "held to the end" if episode.final else "lost again before the end"
-    return f"Seed {episode.seed}: success at step {episode.first_success_step}, {held}"
-
-
-def _record(episode: Episode) -> Mapping[str, Any]:
-    values = asdict(episode)
-    latencies = values.pop("latencies_ms")
-    return {**values, "chunks": len(latencies), "latency_ms_p50": round(float(np.median(latencies)), 2)}

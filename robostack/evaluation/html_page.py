@@ -9,6 +9,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from robostack.common.files import write_file
+from robostack.common.text import printable
+
 MISSING = "–"
 
 _HERE = Path(__file__).parent
@@ -35,20 +38,20 @@ def write_page(path: Path | str, title: str, sections: Sequence[str]) -> None:
 </body>
 </html>
 """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_file(Path(path), page)
 
 
 def text(value: Any) -> str:
-    """Any value as text that is safe in HTML and in its attributes; None shows as "–"."""
-    return MISSING if value is None else html.escape(str(value))
+    """Any value as text that is safe in HTML and its attributes, control characters as escapes; None shows as "–"."""
+    return MISSING if value is None else html.escape(printable(str(value)))
 
 
 def finite(value: Any) -> bool:
     """Whether this is a number that can be shown."""
-    return isinstance(value, Real) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def number(value: Any, form: str, factor: float = 1) -> str:

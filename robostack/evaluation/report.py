@@ -4,6 +4,7 @@ Everything is inside: style, plots (SVG), videos (base64); see `html_page`.
 """
 
 import base64
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from robostack.evaluation.html_page import finite, number, text, write_page
 from robostack.evaluation.report_plots import training_curves
 
+_CLIP_WIDTH = 288
+"""Pixels of the narrowest column of films."""
 _SUMMARY_KEYS = (
     *("env", "policy", "task", "episodes", "seed", "success", "success_interval", "final", "final_interval"),
     *("stages", "latency_ms_p50", "latency_ms_p95", "execute_len", "wall_s", "machine", "commit", "command", "date"),
@@ -34,7 +37,8 @@ def write_report(
         summary: env, policy, task, episodes, seed (the first), success and final (shares in [0, 1]) with
             success_interval and final_interval (low, high), stages (highest stage reached → episodes),
             latency_ms_p50 and latency_ms_p95 (one call of the policy), execute_len (actions run of a chunk, or
-            None), wall_s, machine, commit, command, date.
+            None), wall_s, machine, commit, command, date. And where there are: stage_names, training
+            (`describe_training`), device, kept (episodes of an earlier start), films_s, notes (sentences).
         episodes: one row each: seed, success, final, stage_max, stage_final, first_success_step (control steps, or
             None), chunks (calls of the policy), latency_ms_p50.
         training_log: lines of the training log (see `training_curves`); empty when nothing was trained.
@@ -42,7 +46,6 @@ def write_report(
 
     Raises:
         ValueError: a key is missing.
-        MissingExtraError: there are curves to draw, and matplotlib is not installed.
     """
     _require_keys("summary", summary, _SUMMARY_KEYS)
     for place, episode in enumerate(episodes):
@@ -51,7 +54,8 @@ def write_report(
     sections = (
         _header(title, summary),
         _headline(summary, episodes),
-        _stages(summary["stages"]),
+        _notes(summary.get("notes", ())),
+        _stages(summary["stages"], summary.get("stage_names", ())),
         _videos("What went wrong", [video for video in videos if not video[2]]),
         _videos("What went right", [video for video in videos if video[2]]),
         _training(training_log),
@@ -75,9 +79,21 @@ def _headline(summary: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]])
 <div class="card"><h3>Median latency</h3><div class="figure">{p50}<small> ms</small></div>
 <p>95th percentile {p95} ms.{executed}</p></div>
 <div class="card"><h3>Episodes</h3><div class="figure">{text(summary["episodes"])}</div>
-<p>Seeds {_seeds(summary, episodes)}.<br>Took {number(summary["wall_s"], ".0f")} s.</p></div>
+<p>Seeds {_seeds(summary, episodes)}.<br>{_time_taken(summary)}</p></div>
 </section>
 """
+
+
+def _time_taken(summary: Mapping[str, Any]) -> str:
+    took = f"Took {number(summary['wall_s'], '.0f')} s"
+    if kept := summary.get("kept"):
+        took += f" since the last start, before which {text(kept)} episodes had ended"
+    films = summary.get("films_s")
+    return took + (f", and the films {number(films, '.0f')} s." if films is not None else ".")
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return "".join(f'<p class="note">Note: {text(note)}.</p>\n' for note in notes)
 
 
 def _rate_card(name: str, summary: Mapping[str, Any], key: str, episodes: Sequence[Mapping[str, Any]]) -> str:
@@ -97,11 +113,12 @@ def _rate_card(name: str, summary: Mapping[str, Any], key: str, episodes: Sequen
 95 % interval {number(low, ".1f", 100)} to {number(high, ".1f", 100)} %.</p></div>"""
 
 
-def _stages(stages: Mapping[str, int]) -> str:
+def _stages(stages: Mapping[str, int], names: Sequence[str]) -> str:
     total = max(sum(stages.values()), 1)
     top = max(stages, key=int, default="0")
+    named = {str(stage): f": {text(name)}" for stage, name in enumerate(names)}
     rows = [
-        f"<div>Stage {text(stage)}{' (success)' if stage == top else ''}</div>"
+        f"<div>Stage {text(stage)}{named.get(stage, '')}{' (success)' if stage == top else ''}</div>"
         f'<div class="bar{" top" if stage == top else ""}"><span style="width:{100 * count / total:.2f}%"></span></div>'
         f'<div class="count">{text(count)}</div>'
         for stage, count in sorted(stages.items(), key=lambda item: int(item[0]))
@@ -122,7 +139,7 @@ def _videos(heading: str, videos: Sequence[tuple[Path | str, str, bool]]) -> str
         data = base64.b64encode(Path(file).read_bytes()).decode("ascii")
         outcome = '<span class="good">✓</span>' if success else '<span class="bad">✕</span>'
         clips.append(
-            f'<figure class="clip"><video controls muted loop playsinline preload="auto" '
+            f'<figure class="clip"><video controls muted loop playsinline preload="auto"{_enlarged(file)} '
             f'src="data:video/mp4;base64,{data}"></video>\n'
             f"<figcaption>{outcome} {text(caption)}</figcaption></figure>"
         )
@@ -133,10 +150,25 @@ def _videos(heading: str, videos: Sequence[tuple[Path | str, str, bool]]) -> str
 """
 
 
+def _enlarged(file: Path | str) -> str:
+    """Attributes that show a small film a whole number of times as large, in square pixels."""
+    import av  # it made the film
+
+    with av.open(str(file)) as container:
+        width = container.streams.video[0].width
+    times = _CLIP_WIDTH // width
+    return f' class="small" style="width:{times * width}px"' if times > 1 else ""
+
+
 def _training(log: Sequence[Mapping[str, Any]]) -> str:
     if not log:
         return ""
     last = log[-1]
+    if importlib.util.find_spec("matplotlib") is None:
+        return """<section><h2>Training</h2>
+<p class="note">Curves need matplotlib: pip install 'robostack[report]', remove report.html and give the command of the
+evaluation again. The numbers are in the run's log.jsonl.</p></section>
+"""
     plots = "\n".join(
         f'<figure class="plot"><figcaption>{text(title)}</figcaption>{svg}</figure>'
         for title, svg in training_curves(log)
@@ -156,13 +188,34 @@ def _provenance(summary: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]
         "Task": text(summary["task"]),
         "Policy": text(summary["policy"]),
         "Seeds": _seeds(summary, episodes),
+        **_describe_training(summary.get("training")),
+        "Device": text(summary.get("device")),
         "Command": f"<code>{text(summary['command'])}</code>",
         "Commit": f"<code>{text(summary['commit'])}</code>",
         "Machine": text(summary["machine"]),
         "Date": text(summary["date"]),
     }
     items = "\n".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
-    return f"<section><h2>What was run</h2>\n<dl>\n{items}\n</dl></section>\n"
+    files = '<a href="summary.json">summary.json</a>, <a href="episodes.jsonl">episodes.jsonl</a>'
+    return f"<section><h2>What was run</h2>\n<dl>\n{items}\n<dt>Figures</dt><dd>{files}</dd>\n</dl></section>\n"
+
+
+def _describe_training(training: Mapping[str, Any] | None) -> dict[str, str]:
+    if training is None:
+        return {}
+    sets = [
+        f"{text(data['path'])}: {number(data['episodes'], ',d')} episodes, {number(data['frames'], ',d')} frames, "
+        + ("seeds not known" if data["seeds"] is None else f"seeds {'–'.join(text(seed) for seed in data['seeds'])}")
+        for data in training["data"]
+    ]
+    step, steps = (number(training[key], ",d") for key in ("step", "steps"))
+    return {
+        "Checkpoint": f"{text(training['checkpoint'])}, {number(training['parameters'], ',d')} parameters",
+        "Data": "<br>".join(sets),
+        "Training": f"{step} of {steps} steps, batch {text(training['batch'])}, {text(training['optimizer'])} at "
+        f"learning rate {text(training['learning_rate'])}, seed {text(training['seed'])}",
+        "Chunk": f"{text(training['chunk_len'])} actions",
+    }
 
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (

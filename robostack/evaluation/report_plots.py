@@ -43,6 +43,8 @@ _CURVES = (  # key in the log, title, label of the y axis, whether it is noisy, 
 def training_curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """One plot over the training steps for loss, learning rate and speed.
 
+    Fewer than three points are shown as points, without a line.
+
     Args:
         log: lines with "step" and any of "loss", "learning_rate", "steps_per_s". What is missing or not finite
             leaves a gap; a curve without a single point is left out.
@@ -70,16 +72,15 @@ def _number(value: Any) -> float:
 def _curve(steps: np.ndarray, values: np.ndarray, label: str, noisy: bool, logarithmic: bool) -> str:
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
         smooth = _smoothed(values) if noisy else None
         if smooth is None:
-            axes.plot(
-                steps, values, color=_ACCENT, linewidth=1.8, marker="o" if len(steps) < 12 else "", markersize=3.5
-            )
+            marker, line = "o" if len(steps) < 12 else "", "-" if len(steps) > 2 else ""
+            axes.plot(steps, values, color=_ACCENT, linewidth=1.8, linestyle=line, marker=marker, markersize=3.5)
         else:
             axes.plot(steps, values, color=_ACCENT, linewidth=0.8, alpha=0.35)
             axes.plot(steps, smooth, color=_ACCENT, linewidth=1.8)
@@ -88,8 +89,15 @@ def _curve(steps: np.ndarray, values: np.ndarray, label: str, noisy: bool, logar
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.locator_params(axis="x", nbins=5)
         axes.margins(x=0.01)
-        if logarithmic and np.nanmin(values) > 0:
+        low, high = np.nanmin(values), np.nanmax(values)
+        if logarithmic and low > 0 and high < 3 * low:
+            pass  # too narrow for a logarithmic scale to have ticks
+        elif logarithmic and low > 0:
             axes.set_yscale("log")
+            # 0.2, 0.5, 1 where there are few decades: numbers that are read at a glance.
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.grid(which="minor", axis="y", linewidth=0.3)
         else:
             axes.set_ylim(bottom=0)

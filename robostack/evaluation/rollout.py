@@ -7,7 +7,7 @@ since a row's last bit depends on how many rows there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from robostack import envs
+from robostack.common.files import room_needed
 from robostack.evaluation.actors import Actor
 from robostack.processes import cores, worker_pool
 
@@ -50,6 +51,8 @@ class Worlds(Protocol):
     def picture(self, index: int) -> np.ndarray:
         """A row for people, (height, width, 3) uint8."""
         ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,9 @@ def run_together(
         from robostack.datasets.video import write_video
 
         assert videos is not None
-        write_video(videos[seeds[i]], frames, worlds.metadata["render_fps"] / VIDEO_STRIDE)
+        path = videos[seeds[i]]
+        with room_needed(path, "no film of it"):  # whatever the encoder raises, in words that cross to another process
+            write_video(path, frames, worlds.metadata["render_fps"] / VIDEO_STRIDE)
     return [row.episode(worlds.highest_stage, actor.latencies_ms) for row in rows]
 
 
@@ -172,23 +177,56 @@ def run_episodes(
     seeds: range,
     workers: int = 0,
     videos: Mapping[int, Path] | None = None,
+    wanted: Collection[int] | None = None,
 ) -> Iterator[Episode]:
-    """Episodes of `seeds` as they end, on `workers` processes (0: one a core); `make_actor` is called in each.
+    """Episodes of `seeds` as they end, on `workers` processes (0: one a core), in each of which `make_actor` is called.
+    One alone is this process.
 
-    With `videos`, seed to path, those alone are given and filmed: just as they come out among all of `seeds`, which
-    are run together in groups from the first on.
+    With `wanted`, or `videos`, seed to path, those alone are given, and filmed: just as they come out among all of
+    `seeds`, which are run together in groups from the first on.
     """
     together, films = envs.vector_class(env_name).together, dict(videos or {})
-    wanted = films or seeds
+    asked = films or (seeds if wanted is None else wanted)
     groups = [range(first, first + together) for first in range(seeds.start, seeds.stop, together)]
-    groups = [group for group in groups if any(seed in wanted for seed in group)]
-    with worker_pool(min(workers or cores(), len(groups)), _start_worker, env_name, make_actor) as pool:
+    groups = [group for group in groups if any(seed in asked for seed in group)]
+    workers = min(workers or cores(), len(groups))
+    if workers <= 1:
+        results = _run_here(env_name, make_actor, groups, films)
+    else:
+        results = _run_in_pool(env_name, make_actor, groups, films, workers)
+    for episodes in results:
+        yield from (episode for episode in episodes if episode.seed in asked)
+
+
+def _run_here(
+    env_name: str, make_actor: Callable[[], Actor], groups: Sequence[range], films: Mapping[int, Path]
+) -> Iterator[list[Episode]]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the workers: results depend on it
+    try:
+        worlds = make_worlds(env_name)
+        try:
+            actor = make_actor()
+            for group in groups:
+                yield run_together(worlds, actor, group, films)
+        finally:
+            worlds.close()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_in_pool(
+    env_name: str, make_actor: Callable[[], Actor], groups: Sequence[range], films: Mapping[int, Path], workers: int
+) -> Iterator[list[Episode]]:
+    with worker_pool(workers, _start_worker, env_name, make_actor) as pool:
         pending = [
             pool.submit(_run_in_worker, group, {seed: films[seed] for seed in group if seed in films})
             for group in groups
         ]
         try:
             for future in as_completed(pending):
-                yield from (episode for episode in future.result() if episode.seed in wanted)
+                yield future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -94,6 +94,7 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             raise ValueError(f"expected cameras of different names, got {[camera.name for camera in cameras]}")
         self._task: Task = TASKS[task]
         self.task: str = self._task.text
+        self.stage_names: tuple[str, ...] = self._task.stage_names
         self.robot = "aloha"
         self.cameras = tuple(cameras)
         self.render_mode = render_mode

@@ -59,6 +59,7 @@ class Task:
         objects: the free objects, in the order of their poses in qpos[16:].
         touches: the contacts that the stage depends on.
         stage: the stage (0 to 4) as a function of those contacts, one bool each.
+        stage_names: what has happened at each stage, for people.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Task:
     objects: tuple[ObjectStart, ...]
     touches: tuple[Touch, ...]
     stage: Callable[..., int]
+    stage_names: tuple[str, ...]
 
 
 def transfer_cube_stage(right: bool, left: bool, on_table: bool) -> int:
@@ -105,6 +107,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                     Touch(("red_box",), TABLE),
                 ),
                 stage=transfer_cube_stage,
+                stage_names=("nothing", "touched", "lifted", "touched by the left arm", "handed over"),
             ),
             Task(
                 name="insertion",
@@ -123,6 +126,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                     Touch(("red_peg",), ("pin",)),
                 ),
                 stage=insertion_stage,
+                stage_names=("nothing", "both touched", "both lifted", "met in the air", "inserted"),
             ),
         )
     }

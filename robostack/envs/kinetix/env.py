@@ -28,6 +28,7 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 (Gymnasium's own name)
     highest_stage: int = 1
+    stage_names: tuple[str, ...] = ("not at the goal", "at the goal")
 
     def __init__(
         self,

@@ -1,0 +1,95 @@
+"""What a checkpoint says of its training, as far as an evaluation asks: its data, its seeds, its settings, its log."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robostack.common.files import read_text
+from robostack.common.text import one_line, printable
+from robostack.evaluation.html_page import finite
+from robostack.policies.checkpoint import Checkpoint, CheckpointError
+
+
+def keep_apart(seeds: range, checkpoint: Checkpoint) -> None:
+    """Raises ValueError where a seed of the evaluation is one of the demonstrations that the policy was trained on.
+
+    Warns where that cannot be known: data of other programs, of a robot, or of a conversion that lost them.
+    """
+    unknown = []
+    for data in _data(checkpoint):
+        if (known := data.get("seeds")) is None:
+            unknown.append(printable(str(data.get("path"))))
+            continue
+        first, last = _bounds(known, checkpoint)
+        if max(first, seeds[0]) <= min(last, seeds[-1]):
+            raise ValueError(
+                f"the policy was trained on demonstrations of seeds {first} to {last}, and evaluation asked for "
+                f"{seeds[0]} to {seeds[-1]}: choose a --seed above {last}"
+            )
+    if unknown:
+        warnings.warn(
+            f"{', '.join(unknown)} does not say of which seeds its demonstrations are: whether the policy has seen the "
+            "starts that it is evaluated on is not checked",
+            stacklevel=2,
+        )
+
+
+def describe_training(checkpoint: Checkpoint, parameters: int) -> dict[str, Any]:
+    """What readers of a result ask of a policy's training, for the summary and the page."""
+    config = checkpoint.training.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    return {
+        "checkpoint": str(checkpoint.path),
+        "data": [{key: data.get(key) for key in ("path", "episodes", "frames", "seeds")} for data in _data(checkpoint)],
+        "step": checkpoint.step,
+        **{key: config.get(key) for key in ("steps", "batch", "optimizer", "learning_rate", "seed")},
+        "chunk_len": checkpoint.config.chunk_len,
+        "parameters": parameters,
+    }
+
+
+def name_checkpoint(file: Path) -> str:
+    """The folder's name, and a hash of the file with which a checkpoint describes itself."""
+    return f"{file.parent.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+
+
+def read_training_log(run: Path) -> tuple[list[Mapping[str, Any]], str]:
+    """The lines of a run's log.jsonl, and what is to be said of it, or ""; a log that cannot be read is told in a
+    warning, since a policy can be evaluated without its curves. A last line that a kill cut short is left out."""
+    path = run / "log.jsonl"
+    if not path.exists():
+        return [], ""
+    lines = []
+    try:
+        *whole, _ = read_text(path).split("\n")
+        for number, text in enumerate(whole, 1):
+            lines.append(json.loads(text))
+            if not isinstance(lines[-1], dict) or not finite(lines[-1].get("step")):
+                raise ValueError(f"{path}, line {number} is no line of a training log")
+    except (OSError, ValueError, RecursionError) as error:
+        said = f"no training curves: {one_line(error)}"
+        warnings.warn(said, stacklevel=2)
+        return [], said
+    return lines, ""
+
+
+def _data(checkpoint: Checkpoint) -> Sequence[Mapping[str, Any]]:
+    data = checkpoint.training.get("data")
+    if not isinstance(data, list) or not all(isinstance(one, Mapping) for one in data):
+        raise CheckpointError(f"{checkpoint.path} does not say what it was trained on: use another checkpoint")
+    return data
+
+
+def _bounds(seeds: Any, checkpoint: Checkpoint) -> tuple[int, int]:
+    whole = isinstance(seeds, list | tuple) and len(seeds) == 2
+    if not whole or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise CheckpointError(
+            f"{checkpoint.path}: expected the first and last seed of its demonstrations, got "
+            f"{one_line(ValueError(repr(seeds)), 60)}: use another checkpoint"
+        )
+    return seeds[0], seeds[1]
