@@ -263,6 +263,7 @@ def _train(out: Path, run: Callable[[Callable[[Any], None]], Path]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """robostack eval RUN: success with its interval, per-episode JSON, videos, a report page."""
+    from robostack import envs
     from robostack.evaluation.config import EvalConfig, refuse_finished, results_folder
 
     settings = make_dataclass(
@@ -280,6 +281,7 @@ def evaluate(arguments: list[str]) -> int:
         frozen=True,
     )
     config = _parse("eval", settings, arguments)
+    envs.resolve(config.config.env)
     refuse_finished(results_folder(config.run, config.config))  # before seconds of imports
     from robostack.evaluation.evaluate import evaluate as run
     from robostack.progress import Bar

@@ -15,17 +15,18 @@ from robostack.evaluation.html_page import finite
 from robostack.policies.checkpoint import Checkpoint, CheckpointError
 
 
-def keep_apart(seeds: range, checkpoint: Checkpoint) -> None:
-    """Raises ValueError where a seed of the evaluation is one of the demonstrations that the policy was trained on.
+def keep_apart(seeds: range, path: Path, training: Mapping[str, Any]) -> None:
+    """Raises ValueError where a seed of the evaluation is one of the demonstrations that the policy was trained on, as
+    `training` of the checkpoint at `path` says it.
 
     Warns where that cannot be known: data of other programs, of a robot, or of a conversion that lost them.
     """
     unknown = []
-    for data in _data(checkpoint):
+    for data in _data(path, training):
         if (known := data.get("seeds")) is None:
             unknown.append(printable(str(data.get("path"))))
             continue
-        first, last = _bounds(known, checkpoint)
+        first, last = _bounds(known, path)
         if max(first, seeds[0]) <= min(last, seeds[-1]):
             raise ValueError(
                 f"the policy was trained on demonstrations of seeds {first} to {last}, and evaluation asked for "
@@ -45,7 +46,10 @@ def describe_training(checkpoint: Checkpoint, parameters: int) -> dict[str, Any]
     config = config if isinstance(config, Mapping) else {}
     return {
         "checkpoint": str(checkpoint.path),
-        "data": [{key: data.get(key) for key in ("path", "episodes", "frames", "seeds")} for data in _data(checkpoint)],
+        "data": [
+            {key: data.get(key) for key in ("path", "episodes", "frames", "seeds")}
+            for data in _data(checkpoint.path, checkpoint.training)
+        ],
         "step": checkpoint.step,
         **{key: config.get(key) for key in ("steps", "batch", "optimizer", "learning_rate", "seed")},
         "chunk_len": checkpoint.config.chunk_len,
@@ -78,18 +82,18 @@ def read_training_log(run: Path) -> tuple[list[Mapping[str, Any]], str]:
     return lines, ""
 
 
-def _data(checkpoint: Checkpoint) -> Sequence[Mapping[str, Any]]:
-    data = checkpoint.training.get("data")
+def _data(path: Path, training: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    data = training.get("data")
     if not isinstance(data, list) or not all(isinstance(one, Mapping) for one in data):
-        raise CheckpointError(f"{checkpoint.path} does not say what it was trained on: use another checkpoint")
+        raise CheckpointError(f"{path} does not say what it was trained on: use another checkpoint")
     return data
 
 
-def _bounds(seeds: Any, checkpoint: Checkpoint) -> tuple[int, int]:
+def _bounds(seeds: Any, path: Path) -> tuple[int, int]:
     whole = isinstance(seeds, list | tuple) and len(seeds) == 2
     if not whole or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
         raise CheckpointError(
-            f"{checkpoint.path}: expected the first and last seed of its demonstrations, got "
+            f"{path}: expected the first and last seed of its demonstrations, got "
             f"{one_line(ValueError(repr(seeds)), 60)}: use another checkpoint"
         )
     return seeds[0], seeds[1]

@@ -63,12 +63,11 @@ def evaluate(
     FileExistsError when the folder of the results holds a finished evaluation, one with other settings or anything
     else, DiskFullError.
     """
-    folder = results_folder(run, config)
-    refuse_finished(folder)
     if config.videos:
         require_extra("av", "report")
     envs.resolve(config.env)
-    subject = _subject(run, config)
+    subject, folder = _subject(run, config), results_folder(run, config)
+    refuse_finished(folder)
     if config.workers == 0 and subject.settings.device != "cpu":
         config = replace(config, workers=1)
     actor = subject.make_actor()  # what cannot be loaded is told here; in a worker it would be the pool's end
@@ -113,7 +112,7 @@ def _subject(run: str, config: EvalConfig) -> _Subject:
         settings = replace(settings, checkpoint=name_checkpoint(newest_expert(Path(run)) / "expert.json"))
         return _Subject("expert", partial(TrainedExpertActor, Path(run)), settings)
     checkpoint = Checkpoint.read(run)
-    keep_apart(range(config.seed, config.seed + config.episodes), checkpoint)
+    keep_apart(range(config.seed, config.seed + config.episodes), checkpoint.path, checkpoint.training)
     device = str(pick_device(config.device))
     blend = newest if config.ensemble is None else temporal_ensemble(config.ensemble)
     execute_len = checkpoint.config.execute_len if config.execute_len is None else config.execute_len

@@ -2,20 +2,25 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from robostack.datasets.video import read_frames
 from robostack.evaluation.actors import ExpertActor, Look, PolicyActor
-from robostack.evaluation.config import EvalConfig
+from robostack.evaluation.config import EvalConfig, results_folder
 from robostack.evaluation.evaluate import evaluate, summarize
 from robostack.evaluation.rollout import Episode, make_worlds, run_episodes, run_together
 from robostack.experts.collect import CollectConfig, collect
+from robostack.extras import MissingExtraError
 from robostack.policies.pi0 import Pi0Config
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
@@ -128,3 +133,62 @@ def test_a_summary_counts_success_at_any_time_and_at_the_end() -> None:
     assert summary["success"] == pytest.approx(2 / 3) and summary["final"] == pytest.approx(1 / 3)
     assert summary["stages"] == {"0": 0, "1": 1, "2": 0, "3": 0, "4": 2}
     assert summary["latency_ms_p50"] == 2.0 and summary["mean_return"] == pytest.approx(13 / 3)
+
+
+def test_a_gpu_that_is_not_there_is_one_line_and_leaves_no_folder(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device 'cuda' was asked for, but torch sees no GPU: take --device auto"):
+        evaluate(str(run), EvalConfig(ENV, device="cuda", out=tmp_path / "out"))
+    with pytest.raises(ValueError, match="device is for policies"):
+        evaluate("expert", EvalConfig(ENV, device="cuda", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("execute_len", 0), ("videos", -1), ("workers", -1), ("episodes", 0)])
+def test_numbers_that_make_no_sense_are_refused(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least [01], got {value}"):
+        EvalConfig(ENV, **{name: value})
+
+
+def test_the_folder_of_the_results_lies_in_the_run_whatever_the_level_is_called() -> None:
+    for env in ("kinetix:../../mine.json", "kinetix:random/m/7", "robostack/AlohaInsertion-v0"):
+        folder = results_folder("run", EvalConfig(env))
+        assert folder.parent == Path("run") and folder.name.startswith("eval-")
+
+
+def test_no_pictures_need_no_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str, package: str | None = None) -> Any:
+        return None if name in ("av", "matplotlib") else find_spec(name, package)
+
+    monkeypatch.setattr("importlib.util.find_spec", missing)
+    with pytest.raises(MissingExtraError, match="av"):
+        evaluate("expert", EvalConfig(ENV, out=tmp_path / "filmed"))
+    assert not (tmp_path / "filmed").exists()
+    evaluate("expert", EvalConfig(ENV, episodes=1, videos=0, workers=1, out=tmp_path / "out"))
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+FLAT = """
+from pathlib import Path
+from robostack.evaluation.evaluate import EvalConfig, evaluate
+print("begun")
+done = evaluate("expert", EvalConfig("aloha-transfer-cube", episodes=2, videos=0, workers={workers}, out=Path({out!r})))
+print(done.summary["episodes"])
+"""
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_flat_script_can_evaluate(workers: int, tmp_path: Path) -> None:
+    script = tmp_path / "flat.py"
+    script.write_text(FLAT.format(workers=workers, out=str(tmp_path / "out")))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("begun\n2\n", 0), done.stderr
+
+
+def test_one_worker_is_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a pool was made")
+
+    monkeypatch.setattr("robostack.evaluation.rollout.worker_pool", refuse)
+    threads = torch.get_num_threads()
+    (episode,) = run_episodes(ENV, partial(ExpertActor, ENV), range(7, 8), workers=1)
+    assert episode.success and torch.get_num_threads() == threads
