@@ -1,6 +1,7 @@
 """Image encoders that train from scratch: a picture becomes a few tokens.
 
-All take pictures as a camera gives them, (batch, height, width, 3) of 8 bits, and cut out the middle first when told.
+All take pictures as a camera gives them, (batch, height, width, 3) of 8 bits, or depth as (batch, height, width, 1) in
+0..1, and cut out the middle first when told.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from robostack.core.transformer import plain_transformer
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+Pictures = UInt8[Tensor, "batch height width 3"] | Float[Tensor, "batch height width 1"]
+"""Colours of 8 bits, or depth in 0..1."""
 
 
 class KeypointEncoder(nn.Module):
@@ -27,12 +30,18 @@ class KeypointEncoder(nn.Module):
     tokens = 1
 
     def __init__(
-        self, width: int, channels: tuple[int, ...] = (32, 32, 32), keypoints: int = 32, crop: Size | None = None
+        self,
+        width: int,
+        channels: tuple[int, ...] = (32, 32, 32),
+        keypoints: int = 32,
+        crop: Size | None = None,
+        planes: int = 3,
     ) -> None:
+        """`planes` is the number of values a pixel: 3 of colour, 1 of depth."""
         super().__init__()
         self.crop = crop
         layers: list[nn.Module] = []
-        previous = 3
+        previous = planes
         for index, count in enumerate(channels):
             # Only the first convolution halves the image: the finer the maps, the finer the positions.
             kernel, stride = (5, 2) if index == 0 else (3, 1)
@@ -41,10 +50,10 @@ class KeypointEncoder(nn.Module):
         self.maps = nn.Sequential(*layers, nn.Conv2d(previous, keypoints, 1))
         self.token = nn.Linear(2 * keypoints, width)
 
-    def forward(self, image: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 1 token_width"]:
+    def forward(self, image: Pictures) -> Float[Tensor, "batch 1 token_width"]:
         # Channels first in memory too: torch's GroupNorm takes several times as long over channels that come last.
         planes = centre_crop(image, self.crop).permute(0, 3, 1, 2).contiguous()
-        pixels = planes.to(self.token.weight.dtype) / 127.5 - 1.0
+        pixels = centred(planes, self.token.weight.dtype)
         return self.token(spatial_softmax(self.maps(pixels)).flatten(1))[:, None]
 
 
@@ -69,8 +78,10 @@ class PatchEncoder(nn.Module):
         heads: int = 4,
         keypoints: int = 32,
         crop: Size | None = None,
+        planes: int = 3,
     ) -> None:
-        """`size` is that of the camera, before the crop. Raises ValueError when patches don't fill what is left."""
+        """`size` is that of the camera, before the crop; `planes` as in `KeypointEncoder`. Raises ValueError when
+        patches don't fill what is left."""
         super().__init__()
         rows, columns = (pixels // patch for pixels in crop or size)
         if (rows * patch, columns * patch) != tuple(crop or size):
@@ -78,7 +89,7 @@ class PatchEncoder(nn.Module):
                 f"pictures of {crop or size} are not made of patches of {patch} pixels: set a crop that is"
             )
         self.crop, self.patch = crop, patch
-        self.patch_in = nn.Linear(3 * patch**2, inner_width)
+        self.patch_in = nn.Linear(planes * patch**2, inner_width)
         self.transformer = plain_transformer(inner_width, depth, heads)
         self.votes = nn.Linear(inner_width, keypoints)
         self.offsets = nn.Linear(inner_width, 2 * keypoints)
@@ -87,8 +98,8 @@ class PatchEncoder(nn.Module):
         self.register_buffer("centres", grid_centres(rows, columns), persistent=False)
         self.register_buffer("half_patch", torch.tensor([1.0 / columns, 1.0 / rows]), persistent=False)
 
-    def forward(self, image: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 1 token_width"]:
-        patches = patchify(centre_crop(image, self.crop), self.patch).to(self.token.weight.dtype) / 127.5 - 1.0
+    def forward(self, image: Pictures) -> Float[Tensor, "batch 1 token_width"]:
+        patches = centred(patchify(centre_crop(image, self.crop), self.patch), self.token.weight.dtype)
         # Where a patch lies is told by its embedding, in two dimensions: no rotary positions on top.
         (encoded,), _ = self.transformer([self.patch_in(patches) + self.places], None, None, [None])
         assert encoded is not None
@@ -98,9 +109,15 @@ class PatchEncoder(nn.Module):
         return self.token(points.flatten(1))[:, None]
 
 
+def centred(values: Shaped[Tensor, "*any"], dtype: torch.dtype) -> Float[Tensor, "*any"]:
+    """Colours of 0..255, or depth of 0..1, as −1..1."""
+    half = 127.5 if values.dtype == torch.uint8 else 0.5
+    return values.to(dtype) / half - 1.0
+
+
 def centre_crop(
-    images: UInt8[Tensor, "batch height width 3"], size: Size | None
-) -> UInt8[Tensor, "batch cropped_height cropped_width 3"]:
+    images: Shaped[Tensor, "batch height width channels"], size: Size | None
+) -> Shaped[Tensor, "batch cropped_height cropped_width channels"]:
     """The middle of the pictures; of an odd margin the larger part is cut at the bottom and right.
 
     The middle of a wide picture is a narrow one: n of N pixels of a field of view φ show 2 atan(n/N · tan(φ/2)).
@@ -111,7 +128,9 @@ def centre_crop(
     return images[:, top : top + size[0], left : left + size[1]]
 
 
-def patchify(images: UInt8[Tensor, "batch height width 3"], patch: int) -> UInt8[Tensor, "batch patches patch_numbers"]:
+def patchify(
+    images: Shaped[Tensor, "batch height width channels"], patch: int
+) -> Shaped[Tensor, "batch patches patch_numbers"]:
     """Squares of `patch` pixels, row by row, each as one vector."""
     return images.unflatten(2, (-1, patch)).unflatten(1, (-1, patch)).transpose(2, 3).flatten(3).flatten(1, 2)
 

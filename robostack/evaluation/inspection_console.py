@@ -62,7 +62,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
 def _print_feature(summary: FeatureSummary, console: Console) -> None:
     feature = summary.feature
     shape = " × ".join(str(size) for size in feature.shape)
-    about = ", ".join(part for part in ("camera" * feature.is_image, shape, feature.dtype) if part)
+    kind = "camera" if feature.is_image else "depth camera" if feature.is_depth else ""
+    about = ", ".join(part for part in (kind, shape, feature.dtype) if part)
     console.print(f"[bold]{escape(summary.key)}[/]  [dim]{about}[/]", highlight=False)
     rows = [(f"  {entry.name or 'value'}", entry.unit, *_figures(asdict(entry))) for entry in summary.entries]
     if rows:
@@ -109,6 +110,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "config": asdict(checkpoint.config),
         "state_keys": list(processor.state),
         "cameras": {name: list(size) for name, size in processor.cameras.items()},
+        "depth": list(processor.depth),
         "words": len(processor.vocabulary.words),
         "statistics": {
             f"{key} of {name}" if len(processor.robots) > 1 else key: asdict(statistics)
@@ -126,7 +128,10 @@ def print_checkpoint(description: Mapping[str, Any], console: Console) -> None:
         value = description[name]
         facts.add_row(name, escape(f"{value:,}" if isinstance(value, int) else value))
     facts.add_row("observes", escape(", ".join(description["state_keys"])))
-    cameras = [f"{name} {height}×{width}" for name, (height, width) in description["cameras"].items()]
+    cameras = [
+        f"{name} {height}×{width}{' depth' * (name in description['depth'])}"
+        for name, (height, width) in description["cameras"].items()
+    ]
     facts.add_row("cameras", escape(", ".join(cameras) or "none"))
     for name, value in {**description["config"], **description["training"]}.items():
         facts.add_row(escape(name), escape(value if isinstance(value, str) else json.dumps(value, default=str)))

@@ -250,7 +250,8 @@ def _features(features: Sequence[FeatureSummary]) -> str:
     for summary in features:
         feature = summary.feature
         shape = " × ".join(str(size) for size in feature.shape) or "one number"
-        kind = "camera, " if feature.is_image else "" if summary.entries else "not measured, "
+        camera = "camera, " if feature.is_image else "depth camera, " if feature.is_depth else ""
+        kind = camera or ("" if summary.entries else "not measured, ")
         rows.append(
             f'<tr class="group"><td class="left mono" colspan="6">{text(summary.key)}'
             f'<span class="soft"> {kind}{shape}, {text(feature.dtype)}</span></td></tr>'

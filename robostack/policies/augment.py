@@ -20,5 +20,8 @@ def augment(observation: Observation, augmentation: Augmentation, generator: tor
     if augmentation.shift:
         images = {name: random_shift(frames, augmentation.shift, generator) for name, frames in images.items()}
     if augmentation.colour:
-        images = {name: jitter_colour(frames, augmentation.colour, generator) for name, frames in images.items()}
+        images = {
+            name: jitter_colour(frames, augmentation.colour, generator) if frames.dtype == torch.uint8 else frames
+            for name, frames in images.items()  # depth has no colour
+        }
     return replace(observation, state=state, images=images)

@@ -30,7 +30,8 @@ from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
 from robostack.serialize import from_json, to_json
 
-FORMAT = "robostack-checkpoint-4"
+FORMAT = "robostack-checkpoint-5"
+BEFORE_DEPTH = "robostack-checkpoint-4"
 
 POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {
     "pi0": (Pi0Config, Pi0),
@@ -64,7 +65,10 @@ class Checkpoint:
         folder = newest(Path(path))
         try:
             values = json.loads((folder / "checkpoint.json").read_text())
-            if values["format"] != FORMAT:
+            if values["format"] == BEFORE_DEPTH:  # whose cameras were all of colour
+                for robot in dict(values["processor"]["robots"]).values():
+                    robot |= {"depth": {}}
+            elif values["format"] != FORMAT:
                 raise CheckpointError(f"{folder}: expected format {FORMAT!r}, got {values['format']!r}")
             if values["policy"] not in POLICIES:
                 known = ", ".join(POLICIES)

@@ -58,8 +58,11 @@ class EncoderConfig:
             raise ValueError(f"entity_width must be a multiple of {2 * self.entity_heads}, got {self.entity_width}")
 
 
-def make_image_encoder(config: EncoderConfig, size: Size, width: int) -> KeypointEncoder | PatchEncoder:
-    """The encoder of one camera of (height, width) = `size`: pictures to `tokens` tokens of `width` numbers.
+def make_image_encoder(
+    config: EncoderConfig, size: Size, width: int, planes: int = 3
+) -> KeypointEncoder | PatchEncoder:
+    """The encoder of one camera of (height, width) = `size` and `planes` values a pixel: pictures to `tokens` tokens of
+    `width` numbers.
 
     Raises ValueError when the crop is larger than the picture, or what is left is not made of whole patches.
     """
@@ -70,7 +73,7 @@ def make_image_encoder(config: EncoderConfig, size: Size, width: int) -> Keypoin
         )
     match config.vision:
         case "keypoints":
-            return KeypointEncoder(width, config.channels, config.keypoints, config.crop)
+            return KeypointEncoder(width, config.channels, config.keypoints, config.crop, planes)
         case "vit":
             return PatchEncoder(
                 size,
@@ -81,6 +84,7 @@ def make_image_encoder(config: EncoderConfig, size: Size, width: int) -> Keypoin
                 config.patch_heads,
                 config.keypoints,
                 config.crop,
+                planes,
             )
     assert_never(config.vision)
 
@@ -103,7 +107,10 @@ class ObservationEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, interface: Interface, looks: int, width: int) -> None:
         super().__init__()
         self.cameras = nn.ModuleDict(
-            {name: make_image_encoder(config, size, width) for name, size in interface.cameras.items()}
+            {
+                name: make_image_encoder(config, size, width, interface.planes(name))
+                for name, size in interface.cameras.items()
+            }
         )
         self.entities = make_entity_encoder(config, interface, width)
         self.state_in = nn.Sequential(nn.Linear(interface.state_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))

@@ -90,7 +90,10 @@ class Pi0(nn.Module):
         width, prefix_width = config.expert_width, config.prefix_width
         self.word = nn.Embedding(interface.vocabulary, prefix_width, padding_idx=PADDING)
         self.cameras = nn.ModuleDict(
-            {name: make_image_encoder(config.encoder, size, prefix_width) for name, size in interface.cameras.items()}
+            {
+                name: make_image_encoder(config.encoder, size, prefix_width, interface.planes(name))
+                for name, size in interface.cameras.items()
+            }
         )
         self.entities = make_entity_encoder(config.encoder, interface, prefix_width)
         self.state_in = nn.Linear(interface.state_dim, width)

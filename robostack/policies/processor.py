@@ -23,6 +23,7 @@ from robostack.datasets.normalize import Normalizer, warn_of_floored
 from robostack.datasets.statistics import Statistics
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.windows import History, Moments, Windows, returns_to_go
+from robostack.policies.depth import bounded_depth, metres_per_count
 from robostack.policies.protocol import Interface, Observation
 from robostack.policies.settings import Scaling
 
@@ -43,6 +44,8 @@ class Robot:
     cameras: tuple[str, ...]
     relative: tuple[bool, ...]
     """Which entries of its action are relative to its state."""
+    depth: Mapping[str, float]
+    """Of those of its cameras that measure depth: metres a count."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,12 @@ class Processor:
         by_robot = {name: [s for s, n in zip(stores, names, strict=True) if n == name] for name in names}
         features = {name: {key: of[0].features[key] for key in (*keys, "action") if key in of[0].features}
                     for name, of in by_robot.items()}  # fmt: skip
-        images = {key for key in keys for has in features.values() if key in has and has[key].is_image}
+        images = {key for key in keys for has in features.values() if key in has and has[key].is_camera}
+        if unnamed := sorted(key for key in images if not key.startswith(IMAGES)):
+            raise DataError(
+                f"{stores[0].path}: a camera is called {IMAGES}NAME, got {', '.join(unnamed)}: rename it with "
+                "`robostack convert --rename`, or leave it out with --observe"
+            )
         state_keys = tuple(key for key in keys if key not in images)
         if not state_keys and entities is None:
             raise DataError(f"{stores[0].path}: expected a state to observe, got {', '.join(keys) or 'no features'}")
@@ -142,7 +150,13 @@ class Processor:
             vocabulary=self.vocabulary.size,
             cameras=self.cameras,
             entities=self.entities,
+            depth=self.depth,
         )
+
+    @cached_property
+    def depth(self) -> tuple[str, ...]:
+        """Those of the cameras that measure depth."""
+        return tuple(name for name in self.cameras if any(name in robot.depth for robot in self.robots.values()))
 
     @property
     def _state_dim(self) -> int:
@@ -163,8 +177,11 @@ class Processor:
 
     def shapes_of(self, robot: str) -> dict[str, tuple[int, ...]]:
         """The same with their shapes."""
-        places = self.robots[robot].places
-        shapes = {IMAGES + name: (*size, 3) for name, size in self.cameras.items()} | {ENTITIES: self.entities or ()}
+        places, planes = self.robots[robot].places, self.interface.planes
+        shapes: dict[str, tuple[int, ...]] = {
+            IMAGES + name: (*size, planes(name)) for name, size in self.cameras.items()
+        }
+        shapes[ENTITIES] = self.entities or ()
         return {
             key: shapes[key] if key in shapes else (len(places.get(key, places["action"])),)
             for key in self.keys_of(robot)
@@ -211,10 +228,14 @@ class Processor:
             states.append(_spread(unit, known.places[key], size))
         images, present = {}, {}
         for name, size in self.cameras.items():
-            if name in known.cameras:
-                images[name] = self._checked(moments, IMAGES + name, (batch, looks, *size, 3))
+            shape = (batch, looks, *size, 1 if name in self.depth else 3)
+            if name not in known.cameras:
+                images[name] = np.zeros(shape, np.float32 if name in self.depth else np.uint8)
+            elif name in known.depth:
+                counts = self._checked(moments, IMAGES + name, shape, np.uint16)
+                images[name] = bounded_depth(counts, known.depth[name])
             else:
-                images[name] = np.zeros((batch, looks, *size, 3), np.uint8)
+                images[name] = self._checked(moments, IMAGES + name, shape, np.uint8)
             present[name] = torch.full((batch,), name in known.cameras, device=device)
         past = self.normalize_actions(moments.past_action, moments, robot, device)
         return Observation(
@@ -228,7 +249,10 @@ class Processor:
             entities=self._placed_entities(moments, device),
         )
 
-    def _checked(self, moments: Moments, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _checked(
+        self, moments: Moments, key: str, shape: tuple[int, ...], pixels: type[np.integer] | None = None
+    ) -> np.ndarray:
+        """The rows of a key: of this shape, pixels of this type or else finite numbers."""
         if key not in moments.observation:
             raise DataError(f"the policy observes {key}, got only {', '.join(moments.observation)}")
         rows = moments.observation[key]
@@ -236,9 +260,10 @@ class Processor:
             rows = rows.reshape(*rows.shape[:2], -1)
         if rows.shape != shape:
             raise DataError(f"{key}: expected shape {shape}, got {rows.shape}")
-        if key.startswith(IMAGES):
-            if rows.dtype != np.uint8:
-                raise DataError(f"{key}: expected pixels as uint8, 0 to 255, got {rows.dtype}: convert them")
+        if pixels is not None:
+            if rows.dtype != pixels:
+                expected = "pixels as uint8, 0 to 255" if pixels is np.uint8 else "depth as uint16"
+                raise DataError(f"{key}: expected {expected}, got {rows.dtype}: convert them")
         elif rows.dtype.kind not in "biuf":
             raise DataError(f"{key}: expected numbers, got {rows.dtype}")
         elif rows.dtype.kind == "f" and not np.isfinite(rows).all():
@@ -333,7 +358,7 @@ def _cameras(keys: Sequence[str], features: Mapping[str, Mapping[str, Feature]])
     cameras: dict[str, tuple[int, int]] = {}
     for key in keys:
         for robot, has in features.items():
-            if key not in has or not has[key].is_image:
+            if key not in has or not has[key].is_camera:
                 continue
             size = (has[key].shape[0], has[key].shape[1])
             if cameras.setdefault(key.removeprefix(IMAGES), size) != size:
@@ -341,6 +366,8 @@ def _cameras(keys: Sequence[str], features: Mapping[str, Mapping[str, Feature]])
                     f"{key} of {robot} is {size}, of another robot {cameras[key.removeprefix(IMAGES)]}: convert one "
                     "with --resize"
                 )
+        if len({has[key].is_depth for has in features.values() if key in has and has[key].is_camera}) > 1:
+            raise DataError(f"{key} is colour of one robot and depth of another: rename one")
     return cameras
 
 
@@ -372,8 +399,13 @@ def _robot(
         statistics["action"] = _choose(moved, statistics["action"], relative)
     for key, values in statistics.items():
         warn_of_floored(key, values, features[key].names, scaling.normalization, scaling.smallest_scale)
-    cameras = tuple(key.removeprefix(IMAGES) for key, feature in features.items() if feature.is_image)
-    return Robot(statistics, {key: layouts[key].places[name] for key in vectors}, cameras, relative)
+    cameras = tuple(key.removeprefix(IMAGES) for key, feature in features.items() if feature.is_camera)
+    depth = {
+        key.removeprefix(IMAGES): metres_per_count(key, [(store.path, store.features[key]) for store in stores])
+        for key, feature in features.items()
+        if feature.is_depth
+    }
+    return Robot(statistics, {key: layouts[key].places[name] for key in vectors}, cameras, relative, depth)
 
 
 def _choose(relative: Statistics, absolute: Statistics, is_relative: Sequence[bool]) -> Statistics:

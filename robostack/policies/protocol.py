@@ -15,7 +15,8 @@ from robostack.datasets.windows import History
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees, for a batch of B moments. Numbers are normalised, images are as the camera gave them.
+    """What a policy sees, for a batch of B moments. Numbers are normalised, colours are as the camera gave them, and
+    depth is z / (1 + z) with z in metres, 0 where nothing was measured.
 
     A moment has several looks, oldest first and the present last, as the policy's `History` asks; most have one.
     """
@@ -23,7 +24,7 @@ class Observation:
     state: Float[Tensor, "batch looks state_dim"]
     text: Int[Tensor, "batch words"]
     """Word ids of the task, 0 where there is no word."""
-    images: Mapping[str, UInt8[Tensor, "batch looks height width 3"]]
+    images: Mapping[str, UInt8[Tensor, "batch looks height width 3"] | Float[Tensor, "batch looks height width 1"]]
     """Camera name to frames."""
     present: Mapping[str, Bool[Tensor, " batch"]]
     """Camera name to whether the robot has it; where it has not, the frame is black and must not be looked at."""
@@ -70,6 +71,12 @@ class Interface:
     """Camera name to (height, width) in pixels."""
     entities: tuple[int, int] | None = None
     """(places, features) of the worlds' entities, where they are observed."""
+    depth: tuple[str, ...] = ()
+    """Those of the cameras that measure depth."""
+
+    def planes(self, camera: str) -> int:
+        """Values that a pixel of a camera has."""
+        return 1 if camera in self.depth else 3
 
     @property
     def views(self) -> int:
