@@ -376,7 +376,7 @@ def _resized(column: Column, size: tuple[int, int]) -> Frames:
     from PIL import Image
 
     def read() -> Iterator[np.ndarray]:
-        for frame in column:
+        for frame in column.read() if isinstance(column, Frames) else column:  # whatever sizes they have
             yield np.asarray(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
     return Frames((len(column), *size, 3), read)

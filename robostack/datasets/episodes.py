@@ -112,7 +112,8 @@ def unique_names(names: Sequence[str]) -> tuple[str, ...]:
 class Frames:
     """The frames of one camera over an episode, decoded while they are iterated, each time anew.
 
-    Only one frame at a time need be in memory. Iterating raises DataError when the source ends early or is damaged.
+    Only one frame at a time need be in memory. Iterating raises DataError when the source ends early or is damaged, or
+    has frames of another size than `shape` says: whoever resizes them anyway takes them from `read`.
     """
 
     shape: tuple[int, int, int, int]
@@ -122,12 +123,21 @@ class Frames:
     """Raises DataError for what can be seen to be wrong without decoding, such as a video that is too short."""
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
     """uint8 of colour, uint16 of depth."""
+    where: str = "the camera"
+    """Whose frames they are, for messages."""
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Shaped[np.ndarray, "height width channels"]]:
-        return self.read()
+        for index, frame in enumerate(self.read()):
+            if frame.shape != self.shape[1:]:
+                expected, got = ("×".join(map(str, shape)) for shape in (self.shape[1:], frame.shape))
+                advice = (
+                    "" if frame.shape[2:] != self.shape[3:] else ": --resize HEIGHTxWIDTH makes all frames one size"
+                )
+                raise DataError(f"{self.where}, frame {index}: expected a picture of {expected}, got {got}{advice}")
+            yield frame
 
 
 Column = np.ndarray | Frames

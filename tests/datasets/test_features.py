@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robostack.datasets.episodes import DataError, Feature, unique_names
+from robostack.datasets.episodes import DataError, Feature, Frames, unique_names
 from robostack.datasets.formats import Selection, open_reader
 from robostack.datasets.store import EpisodeWriter
 from robostack.datasets.timing import check_times, deviation, resolves
@@ -125,3 +125,13 @@ def test_the_worst_frame_is_named() -> None:
 def test_single_precision_does_not_resolve_seconds_since_1970() -> None:
     times = 1.75e9 + np.arange(10) / 30
     assert resolves(times, 30) and not resolves(times.astype(np.float32), 30)
+
+
+def test_frames_of_another_size_are_named_with_what_to_do_and_can_be_had_as_they_are() -> None:
+    frames = [np.zeros((6, 5, 3), np.uint8), np.zeros((8, 5, 3), np.uint8)]
+    camera = Frames((2, 6, 5, 3), lambda: iter(frames), where="data, episode 4: top")
+    with pytest.raises(
+        DataError, match=r"data, episode 4: top, frame 1: expected a picture of 6×5×3, got 8×5×3.*--resize"
+    ):
+        list(camera)
+    assert [frame.shape for frame in camera.read()] == [(6, 5, 3), (8, 5, 3)]
