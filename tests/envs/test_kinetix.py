@@ -3,6 +3,8 @@
 import copy
 import importlib
 import json
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -365,6 +367,13 @@ def broken(*path, value=None):
     return change
 
 
+def nested(depth: int) -> dict:
+    value: dict = {}
+    for _ in range(depth):
+        value = {"0": value}
+    return value
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -379,9 +388,21 @@ def broken(*path, value=None):
         (broken("env_state", "polygon", 4, "role", value=9), r"polygon\[4\].role from 0 to 3, got 9"),
         (broken("env_state", "joint", 0, "a_index", value=70), r"joint\[0\].a_index from 0 to 6, got 70"),
         (broken("env_state", value=[]), "env_state.polygon is missing"),
-        (broken("static_env_params", "num_circles", value=1.5), "static_env_params.num_circles like 12, got 1.5"),
+        (broken("static_env_params", "num_circles", value=1.5), "static_env_params.num_circles like 12, .*, got 1.5"),
         (broken("static_env_params", "num_motor_bindings", value=5), "num_motor_bindings 4, got 5"),
         (broken("env_params", "dt", value="fast"), "env_params.dt like .*, got 'fast'"),
+        (broken("env_params", "dt", value=0), "env_params.dt like .*, from 1e-06 to 1, got 0"),
+        (broken("env_params", "slop", value=10**400), "env_params.slop like .*, got 1000"),
+        (broken("env_params", "slop", value=float("nan")), "env_params.slop like .*, got nan"),
+        (broken("env_params", "slop", value=["x" * 100_000]), "env_params.slop like .*, got .'xxx"),
+        (broken("static_env_params", "frame_skip", value=10**9), "frame_skip like .*, from 1 to 100, got 1000000000"),
+        (broken("static_env_params", "num_solver_iterations", value=10**7), "num_solver_iterations like .* to 100"),
+        (broken("static_env_params", "num_joints", value=10**9), "num_joints like .* to 64"),
+        (broken("env_state", "circle", 0, "radius", value=10**400), r"circle\[0\].radius is not an array of numbers"),
+        (broken("env_state", "circle", 0, "radius", value=1e300), r"circle\[0\].radius as float32, got 1e\+300"),
+        (broken("env_state", "polygon", 4, "n_vertices", value=2**40), r"polygon\[4\].n_vertices as int32"),
+        (broken("env_state", "polygon", 4, "n_vertices", value=3.5), r"polygon\[4\].n_vertices as int32, got 3.5"),
+        (broken("env_state", "polygon", 4, "position", value=nested(600)), "position is not an array of numbers"),
     ],
 )
 def test_malformed_levels_get_one_line(change, line, tmp_path):
@@ -394,13 +415,44 @@ def test_malformed_levels_get_one_line(change, line, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "line"), [("{", "not JSON"), ("[1]", "env_state is missing"), (None, "does not exist")]
+    ("text", "line"),
+    [
+        ("{", " is not JSON"),
+        ("", ": expected one JSON value, got 0"),
+        ("[1]", ": env_state is missing"),
+        ("[" * 100_000, " is no JSON that can be read"),
+        ("1" * 5000, " is no JSON that can be read"),
+        ("\ud800", " is not UTF-8 text"),
+        (" " * (16 << 20) + "{}", " has 16,777,218 bytes, expected at most 16,777,216"),
+        (None, " does not exist"),
+    ],
 )
 def test_files_that_are_no_levels_get_one_line(text, line, tmp_path):
     if text is not None:
-        (tmp_path / "level.json").write_text(text)
-    with pytest.raises(ValueError, match=f"level.json: {line}"):
+        (tmp_path / "level.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=f"level.json{line}") as error:
         load_level(f"{tmp_path}/level.json")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file_is_not_opened_as_a_level(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")  # to open it would wait for a writer
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "null.json").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "null"):
+        with pytest.raises(ValueError, match=f"level file .*{name}.json is no regular file"):
+            load_level(f"{tmp_path}/{name}.json")
+
+
+def test_an_environment_goes_on_in_another_process(tmp_path):
+    env = envs.make(NAME).unwrapped
+    env.reset(seed=3)
+    env.step(np.zeros(6))
+    (tmp_path / "env.pickle").write_bytes(pickle.dumps(env))
+    script = "import pickle, sys, numpy as np; env = pickle.load(open(sys.argv[1], 'rb'))"
+    script += "; print(env.step(np.zeros(6))[0]['observation.state'].tobytes().hex())"
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "env.pickle")], capture_output=True, text=True)
+    assert done.stdout.strip() == env.step(np.zeros(6))[0]["observation.state"].tobytes().hex(), done.stderr
 
 
 def test_entities_lose_nothing_and_have_the_same_columns_in_every_size():

@@ -6,9 +6,8 @@ A level is a start state and the sizes and constants of its world. The package's
 
 import difflib
 import importlib.util
-import json
-import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from robostack.common.files import read_json
+from robostack.common.text import one_line
 from robostack.extras import require_extra
 
 SIZES = ("s", "m", "l")
@@ -30,6 +31,19 @@ RANDOM_WORLDS: Mapping[str, Mapping[str, int]] = {
 """The sizes of the shipped levels; four of the polygons are the floor, the walls and the ceiling."""
 
 MOTORS, THRUSTERS = 4, 2  # numbers of an action, in this order
+LARGEST_FILE = 16 << 20  # bytes; the largest shipped level has 52 kB
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "num_polygons": (1, 48),  # with the circles up to 64, which is what six bits of an entity can number
+    "num_circles": (0, 16),
+    "num_joints": (0, 64),
+    "num_thrusters": (0, 64),
+    "num_solver_iterations": (1, 100),
+    "solver_batch_size": (1, 1024),
+    "frame_skip": (1, 100),
+    "dt": (1e-6, 1),
+    "pixels_per_unit": (1, 1000),
+}
+"""What parameters of a file may be, so that a step is computed in memory and time that there are; others 0 to 1e9."""
 ROLES = 4  # none, green, blue, red
 
 
@@ -115,13 +129,13 @@ def _shipped_folder() -> Path | None:
 
 def _read_level(path: Path, name: str) -> Level:
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path, LARGEST_FILE)
     except FileNotFoundError:
-        raise ValueError(f"level file {path}: does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"level file {path}: cannot be read: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"level file {path}: not JSON: {error}") from None
+        raise ValueError(f"level file {path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"level file {path} cannot be read: {one_line(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"level file {one_line(error)}") from None
     try:
         return _parse(document, name)
     except _Malformed as error:
@@ -198,10 +212,12 @@ def _parameters(values: Any, defaults: Any) -> Any:
             continue
         value = _at(values, field.name, f"{kind}.")
         if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
-            raise _Malformed(f"expected {kind}.{field.name} like {default}, got {value!r}")
-        if not math.isfinite(value) or (isinstance(default, int) and value != int(value)) or value < 0:
-            raise _Malformed(f"expected {kind}.{field.name} like {default}, got {value!r}")
-        found[field.name] = value
+            raise _Malformed(f"expected {kind}.{field.name} like {default}, got {reprlib.repr(value)}")
+        low, high = BOUNDS.get(field.name, (0, 1e9))
+        if not low <= value <= high or (isinstance(default, int) and value != int(value)):  # nan is never within
+            told = f"{kind}.{field.name} like {default}, from {low} to {high:.6g}"
+            raise _Malformed(f"expected {told}, got {reprlib.repr(value)}")
+        found[field.name] = type(default)(value)  # other types would be compiled anew
     return defaults.replace(**found)
 
 
@@ -230,7 +246,7 @@ def _column(
         place = f"{where}[{i}].{key}"
         try:
             value = np.array(_unfold(_at(entries[i], key, f"{where}[{i}].")))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise _Malformed(f"{place} is not an array of numbers") from None
         if value.dtype.kind not in "bif":
             raise _Malformed(f"{place} is not an array of numbers")
@@ -242,7 +258,10 @@ def _column(
         # Empty places may hold anything: two of the shipped levels do.
         if below is not None and entries[i].get("active", True) and not (0 <= value < below):
             raise _Malformed(f"expected {place} from 0 to {below - 1}, got {value}")
-        values[i] = value
+        with np.errstate(all="ignore"):
+            values[i] = value
+        if not np.isfinite(values[i]).all() or (values.dtype.kind in "iu" and (values[i] != value).any()):
+            raise _Malformed(f"expected {place} as {values.dtype}, got {reprlib.repr(value.tolist())}")
     return values
 
 

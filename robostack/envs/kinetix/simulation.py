@@ -5,7 +5,7 @@ nor its time limit, which it reports as an ending like any other.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -82,6 +82,9 @@ class Simulation:
         params = self.level.params.replace(max_timesteps=_NEVER, dense_reward_scale=float(self.dense_reward_scale))
         object.__setattr__(self, "static_params", self.level.static_params)
         object.__setattr__(self, "params", params)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # not what is made when first used
 
     def initial(self) -> State:
         """The start state of every episode, on JAX's device."""
