@@ -6,8 +6,8 @@ Nothing heavy is imported before a verb is known, so that `--help` and wrong nam
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -17,34 +17,39 @@ from dataclasses import asdict, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, PositionalRequiredArgs, arg
 
+from robostack.common.console import console, print_json, say, write
 from robostack.common.files import is_disk_full
+from robostack.common.flags import UsageError, parse
 from robostack.common.interrupt import Interrupted, Terminated, ends_as_interrupt
-from robostack.common.text import one_line, printable
+from robostack.common.text import did_you_mean, one_line, printable
 
-# People read standard error; standard output is for results, and with --json for JSON lines alone.
-console = Console(stderr=True)
+HELP = ("-h", "--help")
 Json = Annotated[bool, arg(help="Print JSON lines on standard output, and nothing else there.")]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb; returns 0 when it did what was asked, else after a line that says why not."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _usage()
-        return 0
-    verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
-        return _fail(f"robostack: unknown verb {verb!r}: expected one of {', '.join(VERBS)}", 2)
-    warnings.showwarning = lambda message, *_: console.print(f"warning: {message}", style="yellow", markup=False)
+    if not arguments or arguments[0] in HELP:
+        verb, run, rest = "help", _usage, []
+    elif arguments[0] in ("-V", "--version"):
+        verb, run, rest = "version", _version, []
+    elif arguments[0] in VERBS:
+        verb, run, rest = arguments[0], VERBS[arguments[0]][0], arguments[1:]
+    else:
+        hint = did_you_mean(arguments[0], VERBS)
+        return _fail(f"robostack: unknown verb {arguments[0]!r}: {hint}expected one of {', '.join(VERBS)}", 2)
+    warnings.showwarning = lambda message, *_: say(f"warning: {one_line(Warning(message), 2000)}", "yellow")
     try:
         with ends_as_interrupt():
-            return VERBS[verb][0](rest)
+            try:
+                return run(rest)
+            finally:
+                write("")
     except KeyboardInterrupt as interrupt:
         # Only the verb knows what is kept; where it says nothing, nothing is claimed.
         kept = f"; {one_line(interrupt)}" if isinstance(interrupt, Interrupted) else ""
@@ -54,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("ROBOSTACK_DEBUG"):
             raise
         said = one_line(error, longest=2000)
+        if isinstance(error, UsageError):
+            return _fail(said if said.startswith("robostack") else f"robostack {verb}: {said}", 2)
         if is_disk_full(error) and "disk is full" not in said:  # whatever library says so, and of whatever type it is
             return _fail(f"robostack {verb}: the disk is full: {said}", 1)
         if not isinstance(error, (ValueError, OSError, ImportError, ArithmeticError, RuntimeError)):
@@ -68,27 +75,37 @@ def collect(arguments: list[str]) -> int:
     from robostack.experts.collect import collect as run
     from robostack.progress import Bar
 
-    config = _parse("collect", CollectConfig, arguments)
+    settings = make_dataclass(
+        "Collect", [("config", Annotated[CollectConfig, OmitArgPrefixes]), ("json", Json, False)], frozen=True
+    )
+    parsed = _parse("collect", settings, arguments)
+    config: CollectConfig = parsed.config
     with Bar(console, "collecting") as bar:
 
         def report(done: Collected) -> None:
             bar.update(done.kept, config.episodes, f"{done.failed} failed")
 
         done = run(config, report)
-    console.print(f"{config.out}: {done.kept} episodes kept, {done.failed} failed")
-    if config.expert:  # its noise leads every episode elsewhere: a spread over them says nothing
+    say(f"{config.out}: {done.kept} episodes kept, {done.failed} failed")
+    # An expert's noise leads every episode elsewhere: a spread over them says nothing.
+    entries = [] if config.expert else spread(EpisodeStore(config.out))
+    if parsed.json:
+        result = {"path": str(config.out), "env": config.env, "episodes": done.kept, "failed": done.failed}
+        print_json([{**result, "spread": [asdict(entry) for entry in entries]}])
         return 0
-    entries = spread(EpisodeStore(config.out))
+    if not entries:
+        return 0
     table = Table("action", "std over episodes", "largest step", title="Spread", title_justify="left")
     for entry in entries:
-        mark = "  [red]two branches[/]" if entry.branches else ""
-        table.add_row(entry.name, f"{entry.largest_std:.3f}{mark}", f"{entry.largest_step:.3f}")
+        mark = ("  two branches", "red") if entry.branches else ""
+        deviation = Text.assemble(f"{entry.largest_std:.3f}", mark)
+        table.add_row(Text(printable(entry.name)), deviation, f"{entry.largest_step:.3f}")
     console.print(table)
     if branching := [entry.name for entry in entries if entry.branches]:
-        console.print(
+        say(
             f"warning: {', '.join(branching)} takes different branches in different episodes; a policy trained on "
             "this averages between them",
-            style="yellow",
+            "yellow",
         )
     return 0
 
@@ -96,22 +113,27 @@ def collect(arguments: list[str]) -> int:
 def expert(arguments: list[str]) -> int:
     """robostack expert: an expert by reinforcement where none is scripted; --resume RUN continues."""
     if arguments[:1] == ["--resume"]:
+        as_json, arguments = _take_json(arguments)
         if len(arguments) != 2:
             raise ValueError("--resume takes the folder of a run and nothing else: its settings are its own")
         from robostack.experts.ppo_training import resume
 
-        return _expert(Path(arguments[1]), lambda *told: resume(Path(arguments[1]), *told))
+        return _expert(Path(arguments[1]), lambda *told: resume(Path(arguments[1]), *told), as_json)
 
     from robostack.experts.ppo_config import ExpertConfig, level_of
 
-    config = _parse("expert", Annotated[ExpertConfig, OmitArgPrefixes], arguments)
+    settings = make_dataclass(
+        "Expert", [("config", Annotated[ExpertConfig, OmitArgPrefixes]), ("json", Json, False)], frozen=True
+    )
+    parsed = _parse("expert", settings, arguments)
+    config: ExpertConfig = parsed.config
     level_of(config.env)  # a wrong name is told before JAX is imported
     from robostack.experts.ppo_training import train as run
 
-    return _expert(config.out, lambda *told: run(config, *told))
+    return _expert(config.out, lambda *told: run(config, *told), parsed.json)
 
 
-def _expert(out: Path, run: Callable[[Callable[[Any], None], Callable[[int, str], None]], Path]) -> int:
+def _expert(out: Path, run: Callable[[Callable[[Any], None], Callable[[int, str], None]], Path], as_json: bool) -> int:
     from robostack.progress import Bar
 
     with Bar(console, "training") as bar:
@@ -133,7 +155,9 @@ def _expert(out: Path, run: Callable[[Callable[[Any], None], Callable[[int, str]
     reached = ExpertCheckpoint.read(out).evaluation
     low, high = reached["success_interval"]
     share = f"{reached['success']:.1%} (95 % interval {low:.1%} to {high:.1%})"
-    console.print(f"{out}: solves {share} of {reached['episodes']} fresh episodes", highlight=False)
+    say(f"{out}: solves {share} of {reached['episodes']} fresh episodes")
+    if as_json:
+        print_json([{"run": str(out), **reached}])
     return 0
 
 
@@ -153,11 +177,11 @@ def convert(arguments: list[str]) -> int:
 
         done = run(config.options, report)
     for reason in done.left_out.values():
-        console.print(f"left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(f"left out: {reason}", "yellow")
     if config.json:
-        _print_json([{**asdict(done), "path": str(done.path)}])
+        print_json([{**asdict(done), "path": str(done.path)}])
     rates = f"{done.frames_per_s:,.0f} frames/s, {done.mb_per_s:,.0f} MB/s"
-    console.print(f"{done.path} ({done.format}): {done.episodes} episodes, {done.frames} frames, checked; {rates}")
+    say(f"{done.path} ({done.format}): {done.episodes} episodes, {done.frames} frames, checked; {rates}")
     return 0
 
 
@@ -193,7 +217,7 @@ def inspect(arguments: list[str]) -> int:
             raise ValueError(f"{config.path} is a checkpoint: --html writes pages of data sets")
         description = show.describe_checkpoint(Checkpoint.read(config.path))
         if config.json:
-            _print_json([description])
+            print_json([description])
         else:
             show.print_checkpoint(description, console)
         return 0
@@ -205,59 +229,70 @@ def inspect(arguments: list[str]) -> int:
 
         write_inspection(page, inspection)
     if config.json:
-        _print_json([inspection.to_json()])
+        print_json([inspection.to_json()])
     else:
         show.print_inspection(inspection, console)
     if page is not None:
-        console.print(f"page: {page}")
+        say(f"page: {page}")
     return 0
 
 
 def train(arguments: list[str]) -> int:
     """robostack train POLICY: a policy from demonstrations; --resume RUN continues."""
-    from robostack.policies.checkpoint import POLICIES
+    from robostack.policies.settings import POLICY_NAMES
     from robostack.training.config import TrainConfig
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        console.print(f"usage: robostack train POLICY --data D --out RUN; policies: {', '.join(POLICIES)}")
-        return 0 if arguments else 2
+    known = ", ".join(POLICY_NAMES)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in HELP):
+        raise UsageError(f"name the policy first: one of {known} (see robostack train --help)")
     policy, rest = arguments[0], arguments[1:]
-    if policy not in POLICIES:
-        raise ValueError(f"unknown policy {policy!r}: expected one of {', '.join(POLICIES)}")
+    if policy in HELP:
+        about = f"{VERBS['train'][1]}. Policies: {known}. `robostack train POLICY --help` adds the flags of one."
+        parse(Annotated[TrainConfig, OmitArgPrefixes], "robostack train POLICY", ["--help"], about)
+    if policy not in POLICY_NAMES:
+        raise ValueError(f"unknown policy {policy!r}: {did_you_mean(policy, POLICY_NAMES)}expected one of {known}")
+    from robostack.policies.checkpoint import POLICIES
+
     if rest[:1] == ["--resume"]:
+        as_json, rest = _take_json(rest)
         if len(rest) != 2:
             raise ValueError("--resume takes the folder of a run and nothing else: its settings are its own")
         from robostack.training.trainer import resume
 
-        return _train(Path(rest[1]), lambda report: resume(Path(rest[1]), policy, report))
+        return _train(Path(rest[1]), lambda report: resume(Path(rest[1]), policy, report), as_json)
 
     settings = make_dataclass(
         "Train",
         [
             ("train", Annotated[TrainConfig, OmitArgPrefixes]),
             ("policy", POLICIES[policy][0], field(default_factory=POLICIES[policy][0])),
+            ("json", Json, False),
         ],
         frozen=True,
     )
     config = _parse(f"train {policy}", settings, rest)
     from robostack.training.trainer import train as run
 
-    return _train(config.train.out, lambda report: run(policy, config.policy, config.train, report))
+    return _train(config.train.out, lambda report: run(policy, config.policy, config.train, report), config.json)
 
 
-def _train(out: Path, run: Callable[[Callable[[Any], None]], Path]) -> int:
+def _train(out: Path, run: Callable[[Callable[[Any], None]], Path], as_json: bool) -> int:
     from robostack.progress import Bar
 
     if importlib.util.find_spec("tensorboard") is None:
-        console.print("no TensorBoard curves: pip install 'robostack[tensorboard]'; log.jsonl has the same numbers")
+        say("no TensorBoard curves: pip install 'robostack[tensorboard]'; log.jsonl has the same numbers")
+    last: dict[str, Any] = {}
     with Bar(console, "training") as bar:
 
         def report(done: Any) -> None:
+            last.update(step=done.step, loss=done.loss)
             note = f"loss {done.loss:.4f}, {done.steps_per_s:.1f} steps/s, waits for data {done.data_wait:.0%}"
             bar.update(done.step, done.steps, note)
 
         run(report)
-    console.print(f"trained: {out}; next: robostack eval {out} --env E")
+    say(f"trained: {out}; next: robostack eval {shlex.quote(str(out))} --env E")
+    if as_json:
+        print_json([{"run": str(out), **last}])
     return 0
 
 
@@ -272,7 +307,8 @@ def evaluate(arguments: list[str]) -> int:
             (
                 "run",
                 Annotated[
-                    Positional[str], arg(help='Run or checkpoint of a policy or expert; "expert": the scripted one.')
+                    Positional[str],
+                    arg(metavar="RUN", help='Run or checkpoint of a policy or expert; "expert": the scripted one.'),
                 ],
             ),
             ("config", Annotated[EvalConfig, OmitArgPrefixes]),
@@ -281,7 +317,7 @@ def evaluate(arguments: list[str]) -> int:
         frozen=True,
     )
     config = _parse("eval", settings, arguments)
-    envs.resolve(config.config.env)
+    envs.resolve(config.config.env)  # a wrong name is told before torch is imported
     refuse_finished(results_folder(config.run, config.config))  # before seconds of imports
     from robostack.evaluation.evaluate import evaluate as run
     from robostack.progress import Bar
@@ -302,11 +338,10 @@ def evaluate(arguments: list[str]) -> int:
 
         evaluation = run(config.run, config.config, report, tell)
     if config.json:
-        _print_json([evaluation.summary])
+        print_json([evaluation.summary])
     else:
         _print_evaluation(evaluation.summary)
-    page = printable(str(evaluation.folder / "report.html"))
-    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    say(f"report: {evaluation.folder / 'report.html'}")
     return 0
 
 
@@ -314,15 +349,18 @@ def demo(arguments: list[str]) -> int:
     """robostack demo: the main job, end to end, on the CPU."""
     from robostack.recipes import aloha_transfer_cube
 
+    out_help = "Folder for data, run and report; must not exist."
     settings = make_dataclass(
-        "Demo", [("out", Annotated[Path, arg(help="Folder for data, run and report; must not exist.")], Path("demo"))]
+        "Demo", [("out", Annotated[Path, arg(help=out_help)], Path("demo")), ("json", Json, False)], frozen=True
     )
-    out: Path = _parse("demo", settings, arguments).out
+    config = _parse("demo", settings, arguments)
+    out: Path = config.out
     if out.exists():
         raise FileExistsError(f"{out} already exists: choose another folder with --out or remove it first")
     for verb, *flags in aloha_transfer_cube(out).commands():
-        console.rule(f"robostack {verb} {' '.join(flags)}", align="left")
-        if code := VERBS[verb][0](flags):
+        console.rule(Text(f"robostack {verb} {printable(shlex.join(flags))}"), align="left")
+        # Its result is the evaluation.
+        if code := VERBS[verb][0]([*flags, "--json"] if config.json and verb == "eval" else flags):
             return code
     return 0
 
@@ -334,16 +372,17 @@ def bench(arguments: list[str]) -> int:
         "data": _bench_data,
         "policy": _bench_policy,
     }
-    what = Annotated[Positional[str], arg(help=f"What to measure: {', '.join(benches)}.")]
+    what = Annotated[Positional[str], arg(metavar="WHAT", help=f"What to measure: {', '.join(benches)}.")]
     settings = _parse("bench", make_dataclass("Bench", [("what", what), ("json", Json, False)]), arguments)
     if settings.what not in benches:
-        raise ValueError(f"unknown bench {settings.what!r}: expected one of {', '.join(benches)}")
+        hint = did_you_mean(settings.what, benches)
+        raise ValueError(f"unknown bench {settings.what!r}: {hint}expected one of {', '.join(benches)}")
     for measurement in benches[settings.what]():
         if settings.json:
-            _print_json([measurement])
+            print_json([measurement])
         else:
             text = "{bench} {case}: {value:.4g} {unit}, {peer} {peer_value:.4g}: {ratio:.2f} times as good"
-            console.print(text.format(**measurement), highlight=False)
+            say(text.format(**measurement))
     return 0
 
 
@@ -356,7 +395,7 @@ def _bench_env() -> Iterable[Mapping[str, Any]]:
 def _bench_data() -> Iterable[Mapping[str, Any]]:
     from robostack.evaluation.bench_data import bench_data
 
-    return bench_data(say=lambda line: console.print(line, style="dim", highlight=False))
+    return bench_data(say=lambda line: say(line, "dim"))
 
 
 def _bench_policy() -> Iterable[Mapping[str, Any]]:
@@ -372,7 +411,7 @@ def doctor(arguments: list[str]) -> int:
     as_json = _parse("doctor", make_dataclass("Doctor", [("json", Json, False)]), arguments).json
     report = collect_report()
     if as_json:
-        _print_json([report])
+        print_json([report])
     else:
         print_report(report, console)
     return 0 if report["ok"] else 1
@@ -392,7 +431,12 @@ VERBS: Mapping[str, tuple[Callable[[list[str]], int], str]] = {
 
 
 def _parse(verb: str, settings: Any, arguments: list[str]) -> Any:
-    return tyro.cli(settings, prog=f"robostack {verb}", args=arguments, description=VERBS[verb.split()[0]][1])
+    return parse(settings, f"robostack {verb}", arguments, VERBS[verb.split()[0]][1])
+
+
+def _take_json(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether --json is among the arguments, and the others."""
+    return "--json" in arguments, [argument for argument in arguments if argument != "--json"]
 
 
 def _because_of(kind: type[BaseException], error: BaseException | None) -> bool:
@@ -403,14 +447,8 @@ def _because_of(kind: type[BaseException], error: BaseException | None) -> bool:
 
 
 def _fail(line: str, code: int) -> int:
-    console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    say(line, "red")
     return code
-
-
-def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
-    for line in lines:
-        sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
 
 
 def _print_evaluation(summary: Mapping[str, Any]) -> None:
@@ -440,9 +478,20 @@ def _print_evaluation(summary: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def _usage() -> None:
-    table = Table("verb", "what it does", box=None, title="robostack", title_justify="left")
-    for verb, (_, help_text) in VERBS.items():
-        table.add_row(verb, help_text)
-    console.print(table)
-    console.print("robostack VERB --help shows the flags of a verb.")
+def _usage(_: list[str]) -> int:
+    verbs = "".join(f"  {verb:<10}{about}\n" for verb, (_, about) in VERBS.items())
+    write(f"usage: robostack VERB [FLAGS]\n\n{verbs}\n{_AFTER}")
+    return 0
+
+
+_AFTER = """robostack VERB --help shows the flags of a verb, robostack --version the version.
+Every verb takes --json: JSON lines on standard output and nothing else there; people read standard error.
+It exits with 0 when it did what was asked, 1 when it could not (a line says why), 2 when the command line is wrong.
+"""
+
+
+def _version(_: list[str]) -> int:
+    from importlib.metadata import version
+
+    write(f"robostack {version('robostack')}\n")
+    return 0

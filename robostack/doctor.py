@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from robostack.common.text import one_line, printable
 from robostack.extras import MissingExtraError, require_extra
 from robostack.provenance import describe_machine
 
@@ -83,34 +84,38 @@ def collect_report() -> dict[str, Any]:
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Shows a report of `collect_report` as tables."""
-    missing = "[dim]not installed[/]"
+    missing = Text("not installed", "dim")
+
+    def text(of: str, style: str = "") -> Text:
+        return Text(printable(of), style)
+
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    facts.add_row("robostack", f"{report['robostack'] or 'not installed'}, Python {report['python']}")
-    facts.add_row("machine", escape(f"{report['machine']}, {report['memory_gib']} GiB; {report['platform']}"))
+    facts.add_row("robostack", text(f"{report['robostack'] or 'not installed'}, Python {report['python']}"))
+    facts.add_row("machine", text(f"{report['machine']}, {report['memory_gib']} GiB; {report['platform']}"))
     gpus = [f"{gpu['name']}, {gpu['memory_gib']} GiB" for gpu in report["accelerators"]]
-    facts.add_row("accelerators", escape("; ".join(gpus) or "none"))
-    facts.add_row("OpenGL", escape(report["gl"]["backend"] or f"none: {report['gl']['hint']}"))
-    facts.add_row("video", escape("; ".join(f"{name}: {state}" for name, state in report["video"].items())))
+    facts.add_row("accelerators", text("; ".join(gpus) or "none"))
+    facts.add_row("OpenGL", text(report["gl"]["backend"] or f"none: {report['gl']['hint']}"))
+    facts.add_row("video", text("; ".join(f"{name}: {state}" for name, state in report["video"].items())))
     cache = report["cache"]
-    facts.add_row("cache", escape(f"{cache['path']}, {'writable' if cache['writable'] else 'not writable'}"))
+    facts.add_row("cache", text(f"{cache['path']}, {'writable' if cache['writable'] else 'not writable'}"))
     console.print(facts)
 
     packages = Table("package", "version", "extra", title="Packages", title_justify="left")
     for name, package in report["packages"].items():
-        extra = escape(f"robostack[{package['extra']}]") if package["extra"] else ""
-        packages.add_row(name, escape(package["version"] or "") or missing, extra)
+        extra = text(f"robostack[{package['extra']}]") if package["extra"] else ""
+        packages.add_row(text(name), text(package["version"]) if package["version"] else missing, extra)
     console.print(packages)
 
     colours = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
     checks = Table("check", "outcome", "seconds", "reason", title="Self-test", title_justify="left")
     checks.columns[2].justify = "right"
     for check in report["checks"]:
-        outcome = f"[{colours[check['outcome']]}]{check['outcome']}[/]"
-        checks.add_row(check["name"], outcome, f"{check['seconds']:.2f}", escape(check["reason"]))
+        outcome = text(check["outcome"], colours[check["outcome"]])
+        checks.add_row(text(check["name"]), outcome, f"{check['seconds']:.2f}", text(check["reason"]))
     console.print(checks)
     failed = sum(check["outcome"] == "failed" for check in report["checks"])
-    verdict = f"[bold red]{failed} failed[/]" if failed else "[green]nothing failed[/]"
-    console.print(f"Self-test: {verdict} in {report['self_test_s']:.1f} s")
+    verdict = (f"{failed} failed", "bold red") if failed else ("nothing failed", "green")
+    console.print(Text.assemble("Self-test: ", verdict, f" in {report['self_test_s']:.1f} s"))
 
 
 def _version(distribution: str) -> str | None:
@@ -126,7 +131,7 @@ def _gl() -> dict[str, str | None]:
     try:
         return {"backend": require_gl(), "hint": None}
     except RuntimeError as error:
-        return {"backend": None, "hint": _one_line(error)}
+        return {"backend": None, "hint": one_line(error)}
 
 
 def _accelerators() -> list[dict[str, Any]]:
@@ -172,19 +177,15 @@ def _run(name: str, check: Callable[[], None]) -> dict[str, Any]:
     try:
         check()
     except (Skipped, MissingExtraError) as error:
-        outcome, reason = "skipped", _one_line(error)
+        outcome, reason = "skipped", one_line(error)
     except Exception as error:  # whatever breaks is what the doctor is here to find
-        outcome, reason = "failed", f"{type(error).__name__}: {_one_line(error)}"
+        outcome, reason = "failed", f"{type(error).__name__}: {one_line(error)}"
     return {
         "name": name,
         "outcome": outcome,
         "seconds": round(time.perf_counter() - started, 3),
         "reason": reason,
     }
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _check_torch() -> None:
@@ -208,7 +209,7 @@ def _check_matmul(device: str) -> None:
     product = (a.float().to(device) @ b.float().to(device)).cpu()
     error = (product - a @ b).abs().max().item()
     if not error < 0.2:  # float32 gives 1e-4, and TF32, which some devices default to, 4e-2
-        raise ArithmeticError(f"expected a float32 product within 0.2 of float64 on {device}, came {error:.3g}")
+        raise ArithmeticError(f"expected a float32 product within 0.2 of float64 on {device}, got {error:.3g}")
 
 
 def _check_zarr() -> None:
@@ -220,7 +221,7 @@ def _check_zarr() -> None:
         zarr.open_group(folder, mode="w").create_array("values", data=values, chunks=(50, 10))
         read = zarr.open_group(folder, mode="r")["values"]
         if not (isinstance(read, zarr.Array) and np.array_equal(np.asarray(read[:]), values)):
-            raise OSError(f"expected zarr to read back what it wrote to {folder}, came something else")
+            raise OSError(f"expected zarr to read back what it wrote to {folder}, got something else")
 
 
 def _check_simulation() -> None:
@@ -246,7 +247,7 @@ def _check_rendering() -> None:
     frame = env.get_wrapper_attr("render_camera")(parse_camera("top:64x64"))
     env.close()
     if frame.shape != (64, 64, 3) or frame.std() < 1:
-        raise RuntimeError(f"expected a 64x64 picture with something on it, came {frame.shape} all alike")
+        raise RuntimeError(f"expected a 64x64 picture with something on it, got {frame.shape} all alike")
 
 
 def _make_aloha() -> Any:
@@ -266,7 +267,7 @@ def _check_video() -> None:
         write_video(Path(folder) / "a.mp4", frames, 25)
         read, _ = read_frames(Path(folder) / "a.mp4")
     if read.shape != frames.shape or np.abs(read.astype(int) - frames).max() > 20:
-        raise OSError(f"expected the video to give back its 5 frames, came {read.shape}")
+        raise OSError(f"expected the video to give back its 5 frames, got {read.shape}")
 
 
 CHECKS: Mapping[str, Callable[[], None]] = {

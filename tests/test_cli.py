@@ -5,6 +5,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +23,8 @@ from robostack.cli import main
 from robostack.common.files import DiskFullError
 from robostack.common.interrupt import Interrupted, Terminated
 from robostack.datasets.store import EpisodeStore
-from robostack.policies.checkpoint import newest
+from robostack.policies.checkpoint import POLICIES, newest
+from robostack.policies.settings import POLICY_NAMES
 
 SMALL = ["--steps", "4", "--batch", "8", "--log-every", "2", "--threads", "1"]
 SMALL += ["--policy.expert-width", "32", "--policy.depth", "1", "--policy.sample-steps", "2"]
@@ -180,14 +185,133 @@ def test_convert_shows_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture
     assert np.array_equal(back.read("action"), data.read("action")) and back.tasks == data.tasks
 
 
-@pytest.mark.parametrize("verb", ["demo", "collect", "convert", "inspect", "train", "eval", "bench", "doctor"])
-def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        assert main([verb, "--help"]) == 0
-    except SystemExit as stop:  # how tyro ends after its help
-        assert stop.code == 0
+VERBS = ["demo", "collect", "expert", "convert", "inspect", "train pi0", "eval", "bench", "doctor"]
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "train"])
+def test_every_verb_explains_itself_on_standard_output(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*verb.split(), "--help"])
     captured = capsys.readouterr()
-    assert f"robostack {verb}" in captured.out + captured.err
+    assert stop.value.code == 0 and captured.err == ""
+    assert f"robostack {verb}" in captured.out and ("--json" in captured.out or verb == "train")
+
+
+def test_what_there_is_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["-h"], ["--help"]):
+        assert main(arguments) == 0
+        captured = capsys.readouterr()
+        assert captured.err == "" and all(f"  {verb.split()[0]} " in captured.out for verb in VERBS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"robostack {version('robostack')}\n"
+
+
+def test_the_help_of_train_lists_the_policies_and_the_flags_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("decision_transformer", "--learning-rate", "--normalization"))
+    assert list(POLICIES) == list(POLICY_NAMES)
+
+
+def test_flags_and_wrong_names_are_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    commands = [
+        *(
+            "--help",
+            "--version",
+            "trian",
+            "train --help",
+            "train pi",
+            "train telepathy --data d --out o",
+            "bench data2",
+        ),
+        *("collect --env PushT --out o", "eval expert --env PushT", "eval R --env aloha-transfer-cub --lr 3"),
+        *("expert --env aloha-nothing --out o", "convert a b --to lerobo", "inspect --lr", "demo --lr 3"),
+    ]
+    script = f"""
+import sys
+from robostack.cli import main
+for command in {commands!r}:
+    try:
+        code = main(command.split())
+    except SystemExit as stop:
+        code = stop.code
+    assert (code == 0) == ("-help" in command or "version" in command), command
+    heavy = [name for name in ("torch", "jax", "mujoco", "matplotlib", "av") if name in sys.modules]
+    assert not heavy, (command, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("trian pi0", ("unknown verb 'trian'", "did you mean 'train'")),
+        ("train pi00", ("unknown policy 'pi00'", "did you mean 'pi0'")),
+        ("train act --data d --out o --lr 3e-4", ("unknown option --lr", "did you mean --learning-rate?")),
+        ("train act --data d --out o --lr=-3e-4", ("unknown option --lr:", "did you mean --learning-rate?")),
+        ("train act --data d --out o --batch_size 8", ("unknown option --batch_size", "did you mean --batch?")),
+        ("train act --data d --out o --stepps 8", ("did you mean --steps?",)),
+        ("train act --data d --out o --chunk-len 8", ("did you mean --policy.chunk-len?",)),
+        ("train act --data d --out o --num-workerz 8", ("unknown option --num-workerz",)),
+        ("train act --lr 3e-4 --out o", ("missing: --data", "did you mean --learning-rate?")),
+        ("train act --data d --out o --steps ten", ("--steps", "whole number", "'ten'")),
+        ("train act --data d --out o --steps 0", ("steps must be at least 1, got 0",)),
+        ("train act --data d --out o --optimizer sgd", ("--optimizer", "'sgd'", "muon")),
+        ("train pi0 --data d --out o --policy.chunk-len 15", ("chunk_len 15", "take 10 or 20")),
+        ("train", ("name the policy first", "pi0")),
+        ("train --data d --out o pi0", ("name the policy first", "pi0")),
+        ("eval R --env aloha-insertion --n-episodes 5", ("did you mean --episodes?",)),
+        ("convert a b c", ("unexpected 'c'",)),
+        ("convert a", ("missing", "DST")),
+        ("inspect", ("missing", "Data set")),
+        ("bench dat", ("unknown bench 'dat'", "did you mean 'data'")),
+    ],
+)
+def test_a_mistyped_command_is_one_line_that_says_what_is_meant(
+    command: str, expected: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(capsys, command.split(), "robostack", *expected)
+
+
+def test_a_program_that_is_not_read_to_its_end_says_nothing() -> None:
+    for command in (["--help"], ["inspect", "--help"], ["bench", "--help"]):
+        program = subprocess.Popen(
+            [sys.executable, "-m", "robostack", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert program.stdout is not None and program.stderr is not None
+        program.stdout.close()
+        assert program.stderr.read() == b"" and program.wait() == 128 + signal.SIGPIPE
+
+
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "robostack", "--help"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    (line,) = done.stderr.decode().splitlines()
+    assert "disk is full" in line and "standard output" in line
+
+
+HOSTILE = "[red]x[/] [/] \x1b[2J\u2028y\nz"
+
+
+def test_names_and_texts_cannot_colour_or_break_the_console(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = r"[red]x[/] [/] \x1b[2J y z"
+    one_of(monkeypatch, ValueError(f"no data set at {HOSTILE}"))
+    fails(capsys, ["doctor"], f"no data set at {shown}")
+    monkeypatch.setitem(
+        cast(dict[str, Any], cli.VERBS), "doctor", (lambda _: warnings.warn(HOSTILE, stacklevel=1) or 0, "")
+    )
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().err == f"warning: {shown}\n"
+    fails(capsys, [HOSTILE], "unknown verb", "[red]x[/]")
+    fails(capsys, ["inspect", f"[red]x[/]/{HOSTILE}"], "[red]x[/]")
+    fails(capsys, ["train", "[/]"], "unknown policy '[/]'")
+    fails(capsys, ["inspect", "x", "--[red]"], "--[red]")
 
 
 def one_of(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

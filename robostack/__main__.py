@@ -1,0 +1,6 @@
+"""`python -m robostack` is `robostack`."""
+
+from robostack.cli import main
+
+if __name__ == "__main__":  # the worker processes import this too
+    raise SystemExit(main())
