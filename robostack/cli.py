@@ -176,8 +176,12 @@ def convert(arguments: list[str]) -> int:
             bar.update(done.done, done.total, f"{done.stage}, {done.left_out} left out")
 
         done = run(config.options, report)
-    for reason in done.left_out.values():
-        say(f"left out: {reason}", "yellow")
+    lines = [*done.remarks, *(f"left out: {reason}" for reason in done.left_out.values())]
+    lines += [f"left out: {key}: {why}" for key, why in done.left_out_features.items()]
+    if done.left_out_features:
+        lines.append("--drop leaves a feature out without a word, --keep stops where it is not whole")
+    for line in lines:
+        say(line, "yellow")
     if config.json:
         print_json([{**asdict(done), "path": str(done.path)}])
     rates = f"{done.frames_per_s:,.0f} frames/s, {done.mb_per_s:,.0f} MB/s"

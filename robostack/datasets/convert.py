@@ -2,17 +2,17 @@
 
 While it is made, the result lies beside its place:
 
-    .<dst>.partial/conversion.json    what is converted, how, and which damaged episodes are left out
+    .<dst>.partial/conversion.json    what is converted, how, and what of it is left out
     .<dst>.partial/data               the result, renamed to <dst> as the last step
 
 A conversion that was killed, or found the disk full, goes on when it is started again with the same settings.
+
+A feature that one episode does not have as the others do is left out of all: the conversion notes it and starts over.
+The action, the state and what was asked for with `keep` are not left out: without them the episode is damaged.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import math
 import os
 import re
@@ -22,11 +22,23 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robostack.datasets.episodes import Appender, Column, DataError, Episode, EpisodeReader, Frames
+from robostack.common.files import DiskFullError, is_disk_full, refuse_taken, room_needed, sync
+from robostack.common.interrupt import saying
+from robostack.datasets.conversion_state import State as _State
+from robostack.datasets.episodes import (
+    Appender,
+    Column,
+    DataError,
+    Episode,
+    EpisodeReader,
+    Feature,
+    FeatureError,
+    Frames,
+)
 from robostack.datasets.formats import (
     Format,
     Recording,
@@ -37,19 +49,18 @@ from robostack.datasets.formats import (
     open_reader,
     resume_writer,
 )
+from robostack.datasets.timing import check_times, resolves
+from robostack.datasets.verification import LOSSY_BOUND, VerificationError
+from robostack.datasets.verification import verify as _verify
 from robostack.extras import require_extra
 
-LOSSY_BOUND = 12.0
-"""Grey levels of 255 by which a frame of a lossy target may differ on average: another frame of a moving scene, or
-swapped colours, differ by more; AV1, H.264 and JPEG at their usual quality by 1 to 5."""
+__all__ = ["ConvertConfig", "Converted", "DiskFullError", "Progress", "VerificationError", "convert"]
 
+if TYPE_CHECKING:
+    from robostack.datasets.store import EpisodeStore
 
-class DiskFullError(OSError):
-    """The disk is full; what was converted is kept, and the same command goes on."""
-
-
-class VerificationError(RuntimeError):
-    """The result is not what its source is."""
+STRICT = ("action", "observation.state")
+"""Features without which nothing is learnt."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class ConvertConfig:
     src: Path
     """SRC, a data set in any format; it is never changed."""
     dst: Path
-    """DST, the data set to write; must not exist yet."""
+    """DST, the data set to write; must not exist yet, or be an empty folder."""
     to: str = "auto"
     """Format: robostack, lerobot, aloha or diffusion-policy; auto is robostack for data of another format."""
     drop: tuple[str, ...] = ()
@@ -102,7 +113,12 @@ class Converted:
     frames: int
     left_out: Mapping[int, str]
     """Damaged episodes of the source, and what is wrong with them."""
+    left_out_features: Mapping[str, str]
+    """Features of the source that the result does not have though nobody dropped them, and why."""
+    remarks: tuple[str, ...]
+    """What of the source was set right."""
     actions_sha256: str
+    """Empty where there are no actions."""
     frames_per_s: float
     mb_per_s: float
 
@@ -111,19 +127,17 @@ def convert(config: ConvertConfig, report: Callable[[Progress], None] = lambda _
     """Converts and checks; `report` is told after every episode.
 
     Raises FileExistsError when `dst` exists, ValueError for settings that do not fit, DataError for damaged data,
-    DiskFullError, and VerificationError when the result is not the source. Only the last three leave something: the
-    unfinished result, with which the same settings go on.
+    DiskFullError, and VerificationError when the result is not the source. Only the last three leave something, and
+    only if an episode was written: the unfinished result, with which the same settings go on.
     """
     job = _plan(config)
     try:
-        return _run(job, report)
-    except Exception as error:
-        if not _disk_is_full(error):
-            raise
-        raise DiskFullError(
-            f"the disk is full at {job.where}: make room and run the same command again; "
-            f"the episodes before are kept in {job.partial}"
-        ) from error
+        with saying(job.kept), room_needed(lambda: Path(job.where), "make room and run the same command again"):
+            return _run(job, report)
+    except Exception:
+        if job.begun and not job.written:
+            shutil.rmtree(job.partial, ignore_errors=True)  # so that the next try may have other settings
+        raise
 
 
 @dataclass
@@ -132,11 +146,17 @@ class _Job:
 
     config: ConvertConfig
     reader: EpisodeReader
+    store: EpisodeStore | None
+    """The source, where it has checksums."""
     target: Format
     images: str
     size: tuple[int, int] | None
-    recording: Recording
+    fps: float | None
     where: str = "its start"
+    begun: bool = False
+    """Whether the unfinished result is this conversion's."""
+    written: int = 0
+    """Episodes that stand in it."""
 
     @property
     def partial(self) -> Path:
@@ -146,20 +166,43 @@ class _Job:
     def data(self) -> Path:
         return self.partial / "data"
 
+    def kept(self) -> str:
+        """What of it a user still has."""
+        return f"{self.written} converted episodes are kept in {self.partial}: the same command goes on"
+
+    @property
+    def recording(self) -> Recording:
+        """What the result is told before its first episode."""
+        features = dict(self.reader.features)
+        if self.size:
+            features = {
+                key: replace(f, shape=(*self.size, f.shape[2])) if f.is_camera else f for key, f in features.items()
+            }
+        settings = {"from": self.reader.format, "drop": list(self.config.drop), "resize": self.config.resize}
+        provenance = {**self.reader.provenance, "converted": settings}
+        return Recording(features, self.fps, self.reader.robot, provenance)
+
     def read(self, episode: int) -> Episode:
-        """An episode of the source as it shall be in the result."""
+        """An episode of the source as it should be in the result."""
+        if self.store is not None:
+            self.store.verify(episode)
         whole = self.reader.read_episode(episode)
-        columns = {
-            key: _resized(column, self.size) if self.size and self.reader.features[key].is_image else column
-            for key, column in whole.columns.items()
-        }
-        return Episode(columns, _task(whole.task, self.config, episode))
+        columns = {key: self._as_wanted(key, column, episode) for key, column in whole.columns.items()}
+        times = columns.get("timestamp")
+        if isinstance(times, np.ndarray) and self.fps and np.isfinite(times).all() and resolves(times, self.fps):
+            check_times(times.reshape(-1), self.fps)
+        return replace(whole, columns=columns, task=_task(whole.task, self.config, episode))
+
+    def _as_wanted(self, key: str, column: Column, episode: int) -> Column:
+        feature = self.reader.features[key]
+        if not feature.is_camera:
+            return column
+        return _resized(column, feature, self.size) if self.size else _of_one_size(key, column, feature, episode)
 
 
 def _plan(config: ConvertConfig) -> _Job:
     """Opens the source and checks the settings; writes nothing."""
-    if os.path.lexists(config.dst):
-        raise FileExistsError(f"{config.dst} already exists: choose another path or remove it first")
+    refuse_taken(config.dst)
     if config.src.resolve() in config.dst.resolve().parents:
         raise ValueError(f"{config.dst} lies in the source, which is not changed: choose a path outside")
     source = detect(config.src)
@@ -167,219 +210,198 @@ def _plan(config: ConvertConfig) -> _Job:
         raise ValueError(f"{config.src} is robostack's own: say to which format with --to")
     target = find_format("robostack" if config.to == "auto" else config.to)
     reader = open_reader(config.src, Selection(config.keep, config.drop, config.rename))
-    if "action" not in reader.features:
-        raise DataError(f"{config.src} has no action; it has {', '.join(reader.features)}")
+    if not reader.features:
+        raise DataError(f"{config.src} has no feature that is converted: keep one")
     images = config.images or target.images[0]
     if images not in target.images:
         raise ValueError(f"{target.name} keeps images as {' or '.join(target.images)}, not as {images!r}")
+    if config.fps is not None and not (math.isfinite(config.fps) and config.fps > 0):
+        raise ValueError(f"--fps: expected frames a second, got {config.fps:g}")
     if config.fps is not None and reader.fps is not None and config.fps != reader.fps:
         raise ValueError(f"{config.src} has {reader.fps:g} frames a second, not {config.fps:g}: leave --fps out")
     fps = config.fps if reader.fps is None else reader.fps
     if fps is None and target.needs_fps:
         raise ValueError(f"{config.src} does not record its frames a second, which {target.name} needs: give --fps")
-    size, features = None, dict(reader.features)
+    size = None
     if config.resize:
         require_extra("PIL", "data")
         match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", config.resize)
         if match is None:
             raise ValueError(f"--resize: expected HEIGHTxWIDTH such as 224x224, got {config.resize!r}")
         size = (int(match[1]), int(match[2]))
-        features = {key: replace(f, shape=(*size, 3)) if f.is_image else f for key, f in features.items()}
-    settings = {"from": reader.format, "drop": list(config.drop), "resize": config.resize}
-    provenance = {**reader.provenance, "converted": settings}
-    return _Job(config, reader, target, images, size, Recording(features, fps, reader.robot, provenance))
+    return _Job(config, reader, _store(source, config.src), target, images, size, fps)
 
 
 def _run(job: _Job, report: Callable[[Progress], None]) -> Converted:
-    state = _State.begin(job)
+    state = _State.begin(job.partial, _settings(job))
+    job.begun = True
+    job.reader.select([key for key in job.reader.features if key not in state.noted.left_out_features])
     start, frames, size = time.monotonic(), 0, 0
-    writer = _writer(job, state)
-    if writer is not None:
-        for episode, columns in _append_all(job, writer, state):
-            frames += len(columns["action"])
-            size += sum(math.prod(column.shape) * column.dtype.itemsize for column in columns.values())
-            report(Progress("converting", episode + 1, job.reader.episodes, len(state.left_out)))
+    for episode, columns in _append_all(job, state):
+        length = len(next(iter(columns.values())))
+        frames, size = frames + length, size + sum(_bytes(column) for column in columns.values())
+        report(Progress("converting", episode + 1, job.reader.episodes, len(state.noted.left_out)))
+    seconds = time.monotonic() - start
+    job.where = "the check"
+    kept = [episode for episode in range(job.reader.episodes) if str(episode) not in state.noted.left_out]
+    bound = 0.0 if job.images in job.target.lossless else LOSSY_BOUND
+
+    def checked(done: int) -> None:
+        report(Progress("checking", done, len(kept), job.reader.episodes - len(kept)))
+
+    if (store := _store(job.target, job.data)) is not None:
+        store.verify()
+    verified = _verify(job.read, kept, job.recording.features, job.target.read(job.data), bound, checked)
+    os.sync()
+    os.rename(job.data, job.config.dst)
+    _sync_folder(job.config.dst.parent)
+    shutil.rmtree(job.partial)
+    return Converted(
+        job.config.dst,
+        job.target.name,
+        len(kept),
+        verified.frames,
+        {int(episode): reason for episode, reason in state.noted.left_out.items()},
+        {**job.reader.left_out, **state.noted.left_out_features},
+        (*job.reader.remarks, *(_with_episodes(remark, of) for remark, of in verified.remarks.items())),
+        verified.actions_sha256,
+        frames / seconds,
+        size / 1e6 / seconds,
+    )
+
+
+def _settings(job: _Job) -> dict[str, object]:
+    """What a conversion that goes on must have in common with the one before."""
+    return asdict(job.config) | {
+        "src": str(job.config.src.resolve()),
+        "dst": job.config.dst.name,
+        **{name: list(getattr(job.config, name)) for name in ("drop", "keep", "rename")},
+        "to": job.target.name,
+        "images": job.images,
+        "episodes": job.reader.episodes,
+    }
+
+
+def _append_all(job: _Job, state: _State) -> Iterator[tuple[int, Mapping[str, Column]]]:
+    """Writes what is not there yet; gives the number of each episode and its columns. Where a feature cannot be kept
+    it starts over without it."""
+    while (writer := _writer(job, state)) is not None:
+        try:
+            yield from _append_episodes(job, writer, state)
+        except FeatureError as error:
+            if error.feature in (*STRICT, *job.config.keep) or len(job.reader.features) == 1:
+                raise
+            state.save(
+                created=False, left_out_features={**state.noted.left_out_features, error.feature: _said(job, error)}
+            )
+            job.written = 0
+            job.reader.select([key for key in job.reader.features if key != error.feature])
+            continue
         if not writer.episodes:
             raise DataError(f"{job.config.src} has no episode that can be converted")
         job.where = "the end"
         state.save(appended=True)
         writer.finish()
-    seconds = time.monotonic() - start
-    kept = [episode for episode in range(job.reader.episodes) if str(episode) not in state.left_out]
-    digest, total = _verify(job, kept, report)
-    os.sync()
-    os.rename(job.data, job.config.dst)
-    _sync_folder(job.config.dst.parent)
-    shutil.rmtree(job.partial)
-    left_out = {int(episode): reason for episode, reason in state.left_out.items()}
-    return Converted(
-        job.config.dst, job.target.name, len(kept), total, left_out, digest, frames / seconds, size / 1e6 / seconds
-    )
-
-
-class _State:
-    """conversion.json: what an unfinished conversion has to know to go on."""
-
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
-        self._path, self._values = path, values
-
-    @classmethod
-    def begin(cls, job: _Job) -> _State:
-        """The state of the unfinished conversion that is there, if it has the same settings, else a new one."""
-        path = job.partial / "conversion.json"
-        settings = asdict(job.config) | {
-            "src": str(job.config.src.resolve()),
-            "dst": job.config.dst.name,
-            **{name: list(getattr(job.config, name)) for name in ("drop", "keep", "rename")},
-            "to": job.target.name,
-            "images": job.images,
-            "episodes": job.reader.episodes,
-        }
-        state = cls(path, {"settings": settings, "created": False, "appended": False, "left_out": {}})
-        if not path.exists():
-            job.partial.mkdir(parents=True, exist_ok=True)
-            state.save()
-            return state
-        try:
-            state._values |= json.loads(path.read_text())
-            before = dict(state._values["settings"])
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path} is damaged: remove {job.partial} and start again") from error
-        changed = [f"{k} {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v]
-        if changed:
-            raise ValueError(
-                f"{job.partial} is an unfinished conversion with other settings ({'; '.join(changed)}): "
-                "give the same, or remove it"
-            )
-        return state
-
-    @property
-    def created(self) -> bool:
-        return self._values["created"]
-
-    @property
-    def appended(self) -> bool:
-        return self._values["appended"]
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        return self._values["left_out"]
-
-    def save(self, **changes: Any) -> None:
-        self._values |= changes
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(self._values, indent=1))
-        new.replace(self._path)
+        return
 
 
 def _writer(job: _Job, state: _State) -> Appender | None:
     """The writer to go on with; None when everything is written."""
-    if state.created and job.data.exists():
+    if state.noted.created and job.data.exists():
+        job.written = 1  # at least: nothing of it is removed
         try:
             return resume_writer(job.target.name, job.data)
         except DataError:
-            if state.appended:
+            if state.noted.appended:
                 return None  # finished, as far as the writer knows; the check will tell
             raise
     shutil.rmtree(job.data, ignore_errors=True)
-    try:
-        writer = create_writer(job.target.name, job.data, job.recording, job.images)
-    except ValueError:
-        shutil.rmtree(job.partial)  # the format cannot hold it: nothing to go on with
-        raise
+    writer = create_writer(job.target.name, job.data, job.recording, job.images)
     state.save(created=True)
     return writer
 
 
-def _append_all(job: _Job, writer: Appender, state: _State) -> Iterator[tuple[int, Mapping[str, Column]]]:
-    """Appends what is not there yet; gives the number of each episode and its columns."""
-    written = writer.episodes
+def _append_episodes(job: _Job, writer: Appender, state: _State) -> Iterator[tuple[int, Mapping[str, Column]]]:
+    job.written = written = writer.episodes
     for episode in range(job.reader.episodes):
-        if str(episode) in state.left_out:
+        if str(episode) in state.noted.left_out:
             continue
         if written:
             written -= 1
             continue
         job.where = f"episode {episode}"
         try:
-            columns, task = (read := job.read(episode)).columns, read.task
-            writer.append(columns, task)
+            read = job.read(episode)
+            writer.append(read.columns, read.task)
         except DataError as error:
-            line = str(error) if f"episode {episode}" in str(error) else f"{job.config.src}, {job.where}: {error}"
-            if _disk_is_full(error):
+            if is_disk_full(error):
                 raise
+            strict = not isinstance(error, FeatureError) or error.feature in (*STRICT, *job.config.keep)
+            if not strict and len(job.reader.features) > 1:
+                raise
+            line = _said(job, error)
             if not job.config.skip_damaged:
                 raise DataError(f"{line} (--skip-damaged leaves it out)") from error
             # Told before the next episode is written: else a run that goes on would count wrongly.
-            state.save(left_out=state.left_out | {str(episode): line})
+            state.save(left_out={**state.noted.left_out, str(episode): line})
             continue
-        yield episode, columns
+        job.written += 1
+        yield episode, read.columns
 
 
-def _verify(job: _Job, kept: Sequence[int], report: Callable[[Progress], None]) -> tuple[str, int]:
-    """Compares the result with its source: episodes, lengths, tasks, every number, and of a few episodes the first and
-    last frame of each camera. Gives the SHA-256 of the result's actions, and the frames."""
-    result = job.target.read(job.data)
-    if result.episodes != len(kept):
-        raise _differs(job, f"expected {len(kept)} episodes, got {result.episodes}")
-    with_images = {0, len(kept) // 2, len(kept) - 1}
-    expected, actions, frames = hashlib.sha256(), hashlib.sha256(), 0
-    for i, episode in enumerate(kept):
-        source, copy = job.read(episode), result.read_episode(i)
-        where = f"episode {episode}"
-        if list(source.task) != list(copy.task):
-            raise _differs(job, f"{where}: other task texts")
-        for key, column in source.columns.items():
-            if key not in copy.columns or len(copy.columns[key]) != len(column):
-                raise _differs(job, f"{where}: {key} is missing or of another length")
-            if not job.recording.features[key].is_image:
-                _compare_numbers(job, f"{where}: {key}", np.asarray(column), np.asarray(copy.columns[key]))
-            elif i in with_images:
-                _compare_images(job, f"{where}: {key}", column, copy.columns[key])
-        written = np.asarray(copy.columns["action"])
-        expected.update(np.ascontiguousarray(source.columns["action"], written.dtype).tobytes())
-        actions.update(np.ascontiguousarray(written).tobytes())
-        frames += len(written)
-        report(Progress("checking", i + 1, len(kept), job.reader.episodes - len(kept)))
-    if expected.digest() != actions.digest():
-        raise _differs(job, "the hash of the actions")
-    return actions.hexdigest(), frames
+def _said(job: _Job, error: DataError) -> str:
+    """What is wrong with an episode, with its number."""
+    return str(error) if job.where in str(error) else f"{job.config.src}, {job.where}: {error}"
 
 
-def _compare_numbers(job: _Job, where: str, source: np.ndarray, copy: np.ndarray) -> None:
-    # Some formats hold no scalars, or not every type: then (T, 1) stands for (T,), and values are rounded to the type.
-    if source.size != copy.size or not np.array_equal(source.astype(copy.dtype).reshape(copy.shape), copy):
-        raise _differs(job, where)
+def _with_episodes(remark: str, episodes: Sequence[int]) -> str:
+    some = ", ".join(map(str, episodes[:5]))
+    return f"{remark} (episode{'s'[: len(episodes) > 1]} {some}{' …' if len(episodes) > 5 else ''})"
 
 
-def _compare_images(job: _Job, where: str, source: Column, copy: Column) -> None:
-    bound = 0.0 if job.images in job.target.lossless else LOSSY_BOUND
-    for name, one, other in zip(("first", "last"), _ends(source), _ends(copy), strict=True):
-        difference = np.abs(one.astype(np.int16) - other).mean() if one.shape == other.shape else math.inf
-        if difference > bound:
-            raise _differs(job, f"{where}: the {name} frame, by {difference:.1f} grey levels, allowed are {bound:g}")
+def _store(format: Format, path: Path) -> EpisodeStore | None:
+    """The data set, if it is a robostack store, whose chunks have checksums."""
+    from robostack.datasets.store import EpisodeStore
+
+    return EpisodeStore(path) if format.name == "robostack" and hasattr(EpisodeStore, "verify") else None
 
 
-def _ends(column: Column) -> tuple[np.ndarray, np.ndarray]:
-    frames = iter(column)
-    first = last = next(frames)
-    for frame in frames:
-        last = frame
-    return first, last
+def _bytes(column: Column) -> int:
+    return math.prod(column.shape) * column.dtype.itemsize
 
 
-def _differs(job: _Job, what: str) -> VerificationError:
-    return VerificationError(f"{job.data} differs from its source: {what}: remove {job.partial} and convert again")
+def _of_one_size(key: str, column: Column, feature: Feature, episode: int) -> Column:
+    """The frames, each of which must have the size of the others of the data set."""
+
+    def check(shape: Sequence[int], where: str) -> None:
+        if tuple(shape) != feature.shape:
+            came, expected = (f"{size[0]}x{size[1]}" for size in (shape, feature.shape))
+            raise FeatureError(key, f"is {came} in {where}, {expected} before: --resize makes all one size")
+
+    def read() -> Iterator[np.ndarray]:
+        for i, frame in enumerate(column.read() if isinstance(column, Frames) else column):
+            check(frame.shape, f"frame {i} of episode {episode}")
+            yield frame
+
+    check(column.shape[1:], f"episode {episode}")
+    return replace(column, read=read) if isinstance(column, Frames) else column
 
 
-def _resized(column: Column, size: tuple[int, int]) -> Frames:
+def _resized(column: Column, feature: Feature, size: tuple[int, int]) -> Frames:
+    """Colours are interpolated; of depth the nearest is taken: between a cup and the wall behind it is nothing."""
     from PIL import Image
+
+    how = Image.Resampling.BILINEAR if feature.is_image else Image.Resampling.NEAREST
 
     def read() -> Iterator[np.ndarray]:
         for frame in column.read() if isinstance(column, Frames) else column:  # whatever sizes they have
-            yield np.asarray(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+            if frame.shape[:2] == size:
+                yield frame
+                continue
+            picture = Image.fromarray(frame if feature.is_image else frame[..., 0])
+            yield np.asarray(picture.resize((size[1], size[0]), how), frame.dtype).reshape(*size, -1)
 
-    return Frames((len(column), *size, 3), read)
+    return Frames((len(column), *size, feature.shape[2]), read, dtype=np.dtype(feature.dtype))
 
 
 def _task(texts: Sequence[str], config: ConvertConfig, episode: int) -> Sequence[str]:
@@ -392,15 +414,5 @@ def _task(texts: Sequence[str], config: ConvertConfig, episode: int) -> Sequence
     return texts
 
 
-def _disk_is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    sync(path)

@@ -36,6 +36,7 @@ from robostack.datasets.episodes import (
     in_blocks,
     task_of_each_frame,
 )
+from robostack.datasets.origin import checked, lasting
 
 # What Diffusion Policy calls "disk"; any Zarr library reads it. Its own data has some hundred frames in a chunk.
 _COMPRESSOR = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
@@ -64,7 +65,7 @@ class DiffusionPolicyReader:
         self._ends = ends.astype(np.int64)[: -1 if len(ends) and ends[-1] == 0 else None]
         self._starts = np.concatenate([[0], self._ends[:-1]])
         self._rising = (self._ends > self._starts) & (self._starts >= np.maximum.accumulate(self._starts))
-        self.fps, self.robot, self._tasks, described = self._attributes()
+        self.fps, self.robot, self._tasks, described, noted = self._attributes()
         features: dict[str, Feature] = {}
         self._names: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
@@ -84,7 +85,7 @@ class DiffusionPolicyReader:
             raise DataError(f"{path} has no {', '.join(sorted(unused))} to drop: it has {', '.join(features)}")
         self.features: Mapping[str, Feature] = features
         arrays = {key: [name, self._array(f"data/{name}").dtype.name] for key, name in self._names.items()}
-        self.provenance: Mapping[str, Any] = {"source": {"format": self.format, "arrays": arrays}}
+        self.provenance: Mapping[str, Any] = {**noted, "source": {"format": self.format, "arrays": arrays}}
 
     @property
     def episodes(self) -> int:
@@ -189,8 +190,9 @@ class DiffusionPolicyReader:
                 raise DataError(f"{self.path}: {name} cannot be opened ({_line(error)}): drop or restore it") from error
         return self._arrays[name]
 
-    def _attributes(self) -> tuple[float | None, str | None, list[str], dict[str, _Known]]:
-        """What we wrote beside the data: fps, robot, the task of each episode and the features by array names."""
+    def _attributes(self) -> tuple[float | None, str | None, list[str], dict[str, _Known], dict[str, Any]]:
+        """What we wrote beside the data: fps, robot, the task of each episode, the features by array names, and where
+        it is from."""
         try:
             attributes: dict[str, Any] = dict(zarr.open_group(store=self._store, mode="r", zarr_format=2).attrs)
             fps, robot, texts = (attributes.get(key) for key in ("fps", "robot", "tasks"))
@@ -199,7 +201,8 @@ class DiffusionPolicyReader:
                 name: (str(entry["key"]), tuple(map(str, entry["names"])), tuple(map(str, entry["units"])))
                 for name, entry in attributes.get("features", {}).items()
             }
-            return None if fps is None else float(fps), None if robot is None else str(robot), tasks, described
+            noted = checked(attributes.get("provenance", {}))
+            return None if fps is None else float(fps), None if robot is None else str(robot), tasks, described, noted
         except Exception as error:
             raise DataError(f"{self.path}: its attributes cannot be read ({_line(error)}): restore it") from error
 
@@ -226,6 +229,7 @@ class DiffusionPolicyWriter:
             for key, feature in features.items()
         }
         attributes = {"fps": fps, "robot": robot, "features": described, "tasks": [], "episode_task": []}
+        attributes["provenance"] = lasting(provenance or {})
         root = zarr.create_group(store=str(path), zarr_format=2, attributes=attributes)
         data, meta = root.create_group("data"), root.create_group("meta")
         # Chunks of zeros are written too: a chunk that is not there is then always damage.

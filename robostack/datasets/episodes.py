@@ -33,9 +33,9 @@ class FeatureError(DataError):
     """One feature is of a kind that cannot be kept: another type or shape than declared, values missing or not finite.
     The rest of the episode is whole, so that whoever can do without the feature leaves it out and goes on."""
 
-    def __init__(self, feature: str, what: str) -> None:
-        super().__init__(f"{feature} {what}")
-        self.feature, self.what = feature, what
+    def __init__(self, feature: str, what: str, where: str = "") -> None:
+        super().__init__(f"{where}: {feature} {what}" if where else f"{feature} {what}")
+        self.feature, self.what, self.where = feature, what, where
 
 
 LARGEST_FRAME = 1 << 28

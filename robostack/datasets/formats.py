@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robostack.datasets.episodes import IMAGES, Appender, DataError, Episode, EpisodeReader, Feature, FeatureError
+from robostack.datasets.origin import note, noted
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,11 @@ class _Selected:
         self._reader, self.remarks = reader, reader.remarks
         self.path, self.format, self.fps, self.robot = reader.path, reader.format, reader.fps, reader.robot
         renamed = {old: new for new, old in self._old.items() if old != new}
-        self.provenance = {**reader.provenance, **({"renamed": renamed} if renamed else {})}
+        self.provenance = {
+            **noted(reader.path),
+            **reader.provenance,
+            **({"renamed": renamed} if renamed else {}),
+        }
         self.select([key for key in self._old if key not in selection.drop and key in (selection.keep or has)])
 
     @property
@@ -144,7 +149,7 @@ class _Selected:
             whole = self._reader.read_episode(episode)
         except FeatureError as error:
             new = {old: new for new, old in self._old.items()}
-            raise FeatureError(new.get(error.feature, error.feature), error.what) from error
+            raise FeatureError(new.get(error.feature, error.feature), error.what, error.where) from error
         return replace(whole, columns={new: whole.columns[old] for new, old in self._old.items()})
 
 
@@ -200,7 +205,9 @@ def _create_lerobot(path: Path, recording: Recording, images: Any) -> Appender:
     from robostack.datasets.lerobot_writer import LeRobotWriter
 
     assert recording.fps is not None
-    return LeRobotWriter(path, recording.features, recording.fps, recording.robot, images)
+    writer = LeRobotWriter(path, recording.features, recording.fps, recording.robot, images)
+    note(path, recording.provenance)
+    return writer
 
 
 def _resume_lerobot(path: Path) -> Appender:
@@ -222,7 +229,9 @@ def _read_aloha(path: Path) -> EpisodeReader:
 def _create_aloha(path: Path, recording: Recording, images: Any) -> Appender:
     from robostack.datasets.aloha_hdf5 import AlohaHdf5Writer
 
-    return AlohaHdf5Writer(path, recording.features, recording.fps, recording.robot, images, recording.provenance)
+    writer = AlohaHdf5Writer(path, recording.features, recording.fps, recording.robot, images, recording.provenance)
+    note(path, recording.provenance)
+    return writer
 
 
 def _resume_aloha(path: Path) -> Appender:

@@ -1,7 +1,10 @@
 """A conversion loses nothing, says what it cannot do, and goes on where it was stopped."""
 
 import errno
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import write
 
+from robostack.common.interrupt import Interrupted
 from robostack.datasets import aloha_hdf5
 from robostack.datasets import convert as module
 from robostack.datasets.aloha_hdf5 import ARM_NAMES, BASE_NAMES, AlohaHdf5Writer
 from robostack.datasets.convert import ConvertConfig, DiskFullError, Progress, VerificationError, convert
-from robostack.datasets.episodes import DataError, EpisodeReader, Feature
+from robostack.datasets.episodes import DataError, Episode, EpisodeReader, Feature, Frames
 from robostack.datasets.formats import FORMATS, Recording, create_writer, open_reader
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 
@@ -180,12 +184,11 @@ def test_settings_that_do_not_fit_are_refused_first(tmp_path: Path) -> None:
     source = record(tmp_path / "source")
     refused(source, "50 frames a second, not 30: leave --fps out", fps=30.0)
     refused(source, "has the task 'transfer the cube': leave --task out", task="fold")
-    shutil.rmtree(tmp_path / ".data.partial")
     refused(source, "unknown format 'rlds'", to="rlds")
     refused(source, "robostack keeps images as raw, not as 'png'", images="png")
     refused(source, "expected HEIGHTxWIDTH", resize="16")
     refused(source, "has no next.reward to leave out", drop=("next.reward",))
-    refused(source, "has no action", drop=("action",))
+    refused(source, "--fps: expected frames a second, got nan", fps=float("nan"))
     refused(source, "lies in the source", dst=source / "data")
     refused(tmp_path / "nowhere", "does not exist")
     write(tmp_path / "store", [3])
@@ -197,9 +200,15 @@ def test_settings_that_do_not_fit_are_refused_first(tmp_path: Path) -> None:
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     source = record(tmp_path / "source")
     (tmp_path / "data").mkdir()
-    with pytest.raises(FileExistsError, match="already exists"):
-        convert(ConvertConfig(source, tmp_path / "data"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "source"]
+    (tmp_path / "data" / "notes").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("data", "link"):
+        with pytest.raises(FileExistsError, match="already exists"):
+            convert(ConvertConfig(source, tmp_path / name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "link", "source"]
+    (tmp_path / "data" / "notes").unlink()
+    convert(ConvertConfig(source, tmp_path / "data"))
+    assert_same(source, tmp_path / "data")
 
 
 def lacks_camera(file: Path) -> None:
@@ -441,3 +450,195 @@ def test_a_format_that_cannot_hold_it_leaves_nothing_behind(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"cannot hold next.success: leave them out with --drop"):
         convert(ConvertConfig(tmp_path / "source", tmp_path / "data", to="aloha"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+REWARDED = {
+    "observation.state": Feature((3,), "float32"),
+    "observation.images.top": Feature((6, 8, 3), "uint8"),
+    "next.reward": Feature((), "float32"),
+    "action": Feature((2,), "float32"),
+}
+
+
+def rewarded(path: Path, spoil: dict[str, int], lengths: tuple[int, ...] = LENGTHS) -> Path:
+    """A data set in which these features are not finite at these frames."""
+    writer = create_writer("diffusion-policy", path, Recording(REWARDED, 10.0))
+    for i, length in enumerate(lengths):
+        columns: dict[str, Any] = {k: np.full((length, *f.shape), i, f.dtype) for k, f in REWARDED.items()}
+        columns["observation.images.top"] = picture(length, 6, 8, i)
+        writer.append(columns, "reach")
+    for key, frame in spoil.items():
+        zarr.open_array(str(path), path=f"data/{key.removeprefix('observation.')}", mode="r+")[frame] = np.nan
+    return path
+
+
+def test_one_odd_feature_does_not_block_the_rest(tmp_path: Path) -> None:
+    source = rewarded(tmp_path / "source", {"next.reward": 9})
+    done = convert(ConvertConfig(source, tmp_path / "data"))
+    assert set(EpisodeStore(tmp_path / "data").features) == set(REWARDED) - {"next.reward"}
+    assert done.episodes == 3 and done.left_out == {} and list(done.left_out_features) == ["next.reward"]
+    assert "episode 1: next.reward is not finite at frame 5" in done.left_out_features["next.reward"]
+    with pytest.raises(DataError, match=r"episode 1: next.reward is not finite .*--skip-damaged"):
+        convert(ConvertConfig(source, tmp_path / "kept", keep=("next.reward", "action")))
+    done = convert(ConvertConfig(source, tmp_path / "kept", keep=("next.reward", "action"), skip_damaged=True))
+    assert list(done.left_out) == [1] and set(EpisodeStore(tmp_path / "kept").features) == {"next.reward", "action"}
+
+
+def test_the_state_and_the_action_are_never_left_out(tmp_path: Path) -> None:
+    for key in ("observation.state", "action"):
+        source = rewarded(tmp_path / key, {key: 9})
+        with pytest.raises(DataError, match=rf"episode 1: {key} is not finite .*--skip-damaged"):
+            convert(ConvertConfig(source, tmp_path / "data"))
+        shutil.rmtree(tmp_path / ".data.partial")
+
+
+def test_what_was_left_out_stays_so_after_a_kill(tmp_path: Path, monkeypatch) -> None:
+    source = rewarded(tmp_path / "source", {"next.reward": 5})
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodeWriter, "append", at(4, EpisodeWriter.append, Killed()))  # the second after the new start
+        with pytest.raises(Killed):
+            convert(ConvertConfig(source, tmp_path / "data"))
+    told: list[Progress] = []
+    assert list(convert(ConvertConfig(source, tmp_path / "data"), told.append).left_out_features) == ["next.reward"]
+    assert [p.done for p in told if p.stage == "converting"] == [2, 3]
+
+
+def test_a_conversion_that_wrote_nothing_does_not_keep_its_name(tmp_path: Path, monkeypatch) -> None:
+    source = record(tmp_path / "source")
+    not_finite(source / "episode_1.hdf5")
+    for file in ("episode_1", "episode_0"):
+        (source / f"{file}.hdf5").rename(source / f"{'episode_0' if file == 'episode_1' else 'episode_1'}x.hdf5")
+    for file in ("episode_0", "episode_1"):
+        (source / f"{file}x.hdf5").rename(source / f"{file}.hdf5")
+    with pytest.raises(DataError, match="episode 0.*--skip-damaged"):
+        convert(ConvertConfig(source, tmp_path / "data"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodeWriter, "append", kill)
+        with pytest.raises(Killed):
+            convert(ConvertConfig(source, tmp_path / "data"))
+    assert convert(ConvertConfig(source, tmp_path / "data", skip_damaged=True)).episodes == 2
+
+
+def test_an_interrupt_says_what_is_kept(tmp_path: Path, monkeypatch) -> None:
+    source = record(tmp_path / "source")
+    monkeypatch.setattr(EpisodeWriter, "append", at(3, EpisodeWriter.append, KeyboardInterrupt()))
+    with pytest.raises(Interrupted, match=r"2 converted episodes are kept in .*\.data\.partial: the same command"):
+        convert(ConvertConfig(source, tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        lambda path: path.write_text("x"),
+        lambda path: path.symlink_to("/nowhere"),
+        os.mkfifo,
+        lambda path: (path.mkdir(), (path / "conversion.json").write_text("{")),
+        lambda path: (path.mkdir(), (path / "conversion.json").write_text('{"settings": 3}')),
+        lambda path: (path.mkdir(), (path / "conversion.json").write_text("[1]")),
+        lambda path: (path.mkdir(), (path / "conversion.json").write_text('{"settings": {}, "left_out": {"1": []}}')),
+        lambda path: (path.mkdir(), os.mkfifo(path / "conversion.json")),
+    ],
+)
+def test_what_else_lies_at_the_place_of_the_unfinished_result_is_told_and_kept(tmp_path: Path, hostile) -> None:
+    source = record(tmp_path / "source")
+    hostile(tmp_path / ".data.partial")
+    with pytest.raises((ValueError, OSError), match=r"\.data\.partial") as error:
+        convert(ConvertConfig(source, tmp_path / "data"))
+    assert "\n" not in str(error.value) and "remove" in str(error.value)
+    assert os.path.lexists(tmp_path / ".data.partial") and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("to", ["lerobot", "aloha", "diffusion-policy"])
+def test_seeds_survive_every_conversion_and_back(tmp_path: Path, to: str) -> None:
+    features = {key: REWARDED[key] for key in ("observation.state", "action")}
+    provenance = {"seeds": [0, 7], "collected": {"env": "x"}}
+    writer = EpisodeWriter(tmp_path / "store", features, 50.0, provenance)
+    writer.append({key: np.ones((4, *f.shape), np.float32) for key, f in features.items()}, "reach", {"seeds": [0, 9]})
+    writer.finish()
+    convert(ConvertConfig(tmp_path / "store", tmp_path / "there", to=to))
+    assert open_reader(tmp_path / "there").provenance["seeds"] == [0, 9]
+    convert(ConvertConfig(tmp_path / "there", tmp_path / "back"))
+    found = EpisodeStore(tmp_path / "back").provenance
+    assert found["seeds"] == [0, 9] and found["collected"] == {"env": "x"}
+
+
+class Sized:
+    """A data set whose cameras change their size from one episode, or one frame, to the next."""
+
+    path, format, fps, robot, left_out, remarks, provenance, episodes = Path("sized"), "test", 10.0, None, {}, (), {}, 2
+
+    def __init__(self, within: bool = False) -> None:
+        self._within = within
+        self.features = {
+            "action": Feature((2,), "float32"),
+            "observation.images.top": Feature((6, 8, 3), "uint8"),
+            "observation.images.depth": Feature((6, 8, 1), "uint16"),
+        }
+
+    def select(self, keys: Any) -> None:
+        self.features = {key: feature for key, feature in self.features.items() if key in keys}
+
+    def length(self, episode: int) -> int:
+        return 3
+
+    def read_episode(self, episode: int) -> Episode:
+        columns: dict[str, Any] = {"action": np.ones((3, 2), np.float32)}
+        for key in self.features.keys() - {"action"}:
+            depth = self.features[key].is_depth
+            frames = [np.full((6, 8, 1 if depth else 3), 7 * depth, np.uint16 if depth else np.uint8) for _ in range(3)]
+            frames = [frame * np.arange(2, dtype=frame.dtype).repeat(4)[:, None] * 100 for frame in frames]
+            if not self._within and episode == 1:
+                frames = [frame.repeat(2, 0) for frame in frames]
+            if self._within and episode == 1:
+                frames[2] = frames[2].repeat(2, 1)
+            columns[key] = Frames((3, *frames[0].shape), lambda frames=frames: iter(frames), dtype=frames[0].dtype)
+        return Episode({key: columns[key] for key in self.features}, ["x"] * 3)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_cameras_of_several_sizes_are_resized_or_named(tmp_path: Path, monkeypatch, within: bool) -> None:
+    (tmp_path / "source.hdf5").touch()
+    monkeypatch.setattr(module, "open_reader", lambda *_: Sized(within))
+    done = convert(ConvertConfig(tmp_path / "source.hdf5", tmp_path / "data"))
+    expected = "is 6x16 in frame 2 of episode 1" if within else "is 12x8 in episode 1"
+    assert set(done.left_out_features) == {"observation.images.top", "observation.images.depth"}
+    assert all(f"{expected}, 6x8 before: --resize" in why for why in done.left_out_features.values())
+    done = convert(ConvertConfig(tmp_path / "source.hdf5", tmp_path / "resized", resize="3x6"))
+    store = EpisodeStore(tmp_path / "resized")
+    assert done.left_out_features == {} and store.features["observation.images.top"].shape == (3, 6, 3)
+    depth = store.episode(1)["observation.images.depth"]
+    assert depth.shape == (3, 3, 6, 1) and depth.dtype == np.uint16 and set(depth.ravel().tolist()) == {0, 700}
+
+
+def test_timestamps_of_another_rate_are_refused(tmp_path: Path) -> None:
+    features = {"timestamp": Feature((), "float64"), "action": Feature((2,), "float32")}
+    writer = create_writer("diffusion-policy", tmp_path / "source", Recording(features, None))
+    for start in (0.0, 1e9):
+        times = start + np.arange(40) / 50 + 0.004 * np.sin(np.arange(40))
+        writer.append({"timestamp": times, "action": np.ones((40, 2), np.float32)}, "x")
+    with pytest.raises(DataError, match=r"episode 0: the timestamps do not keep 30 frames a second"):
+        convert(ConvertConfig(tmp_path / "source", tmp_path / "data", fps=30))
+    assert convert(ConvertConfig(tmp_path / "source", tmp_path / "data", fps=50)).episodes == 2
+
+
+LIMITED = """
+import resource, sys
+from robostack.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_limit_on_the_size_of_files_is_one_line_in_every_format(tmp_path: Path, to: str) -> None:
+    """As on a full disk: the file that does not fit is not written, and what stood before stays."""
+    source = record(tmp_path / "source", "aloha" if to != "aloha" else "diffusion-policy", size=(64, 96))
+    command = ["convert", str(source), str(tmp_path / "data"), "--to", to]
+    command += ["--images", "png"] if to == "lerobot" else []
+    run = [sys.executable, "-c", LIMITED]
+    ended = subprocess.run([*run, "20000", *command], capture_output=True, text=True)
+    said = [line for line in ended.stderr.splitlines() if line.strip() and "converting" not in line]
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr and len(said) == 1, ended.stderr
+    assert "the disk is full at" in said[0] and not (tmp_path / "data").exists()
+    assert convert(ConvertConfig(source, tmp_path / "data", to=to, images="png" * (to == "lerobot"))).episodes == 3
