@@ -510,7 +510,7 @@ def test_a_conversion_that_wrote_nothing_does_not_keep_its_name(tmp_path: Path, 
         (source / f"{file}.hdf5").rename(source / f"{'episode_0' if file == 'episode_1' else 'episode_1'}x.hdf5")
     for file in ("episode_0", "episode_1"):
         (source / f"{file}x.hdf5").rename(source / f"{file}.hdf5")
-    with pytest.raises(DataError, match="episode 0.*--skip-damaged"):
+    with pytest.raises(DataError, match=r"episode 0.*--skip-damaged"):
         convert(ConvertConfig(source, tmp_path / "data"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
     with monkeypatch.context() as patch:
