@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -55,9 +55,6 @@ from robostack.datasets.verification import verify as _verify
 from robostack.extras import require_extra
 
 __all__ = ["ConvertConfig", "Converted", "DiskFullError", "Progress", "VerificationError", "convert"]
-
-if TYPE_CHECKING:
-    from robostack.datasets.store import EpisodeStore
 
 STRICT = ("action", "observation.state")
 """Features without which nothing is learnt."""
@@ -146,7 +143,7 @@ class _Job:
 
     config: ConvertConfig
     reader: EpisodeReader
-    store: EpisodeStore | None
+    store: Any
     """The source, where it has checksums."""
     target: Format
     images: str
@@ -359,7 +356,7 @@ def _with_episodes(remark: str, episodes: Sequence[int]) -> str:
     return f"{remark} (episode{'s'[: len(episodes) > 1]} {some}{' …' if len(episodes) > 5 else ''})"
 
 
-def _store(format: Format, path: Path) -> EpisodeStore | None:
+def _store(format: Format, path: Path) -> Any:
     """The data set, if it is a robostack store, whose chunks have checksums."""
     from robostack.datasets.store import EpisodeStore
 
