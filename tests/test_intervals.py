@@ -1,12 +1,13 @@
-"""Wilson's interval."""
+"""Wilson's interval, and those that know about training seeds."""
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robostack.intervals import wilson_interval
+from robostack.intervals import seeds_interval, shared_episodes_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,76 @@ def test_no_episode_says_nothing():
 def test_impossible_counts_are_refused(successes, n):
     with pytest.raises(ValueError, match="expected 0 <= successes <= n"):
         wilson_interval(successes, n)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_one_training_seed_has_wilsons_interval():
+    outcomes = np.arange(100)[None] < 80
+    assert seeds_interval([80], [100], rng()) == wilson_interval(80, 100)
+    assert shared_episodes_interval(outcomes, rng()) == wilson_interval(80, 100)
+
+
+def test_it_is_never_narrower_than_if_the_seeds_did_not_differ():
+    low, high = wilson_interval(300, 300)
+    assert seeds_interval([100] * 3, [100] * 3, rng()) == (low, high)
+    assert shared_episodes_interval(np.ones((3, 100), bool), rng()) == (low, high)
+    # Where the seeds agree, the binomial part is all there is, and both say about the same.
+    agreed = seeds_interval([80] * 10, [100] * 10, rng())
+    assert agreed == pytest.approx(wilson_interval(800, 1000), abs=0.005)
+
+
+def test_seeds_that_differ_widen_it():
+    """The energy policy on insertion: 67, 86 and 80 of 100."""
+    low, high = seeds_interval([67, 86, 80], [100] * 3, rng())
+    pooled = wilson_interval(233, 300)
+    assert low < pooled[0] - 0.03 and high > pooled[1] + 0.02
+    assert low < 0.70 and high > 0.85
+
+
+def test_the_variance_of_the_resamples_is_that_of_the_two_stages():
+    """Var = (variance between the rates + mean of p (1 − p) / n) / S, of which the normal interval is ± 1.96 sd."""
+    n = 50
+    counts = np.linspace(15, 35, 20).round().astype(int)
+    low, high = seeds_interval(counts.tolist(), [n] * 20, rng(), resamples=100_000)
+    rates = counts / n
+    deviation = math.sqrt((rates.var() + (rates * (1 - rates) / n).mean()) / len(rates))
+    assert (low, high) == pytest.approx((rates.mean() - 1.96 * deviation, rates.mean() + 1.96 * deviation), abs=4e-3)
+
+
+def test_episodes_that_are_hard_for_all_seeds_are_drawn_together():
+    """The same hard half of the episodes in 20 trainings: 20 times the episodes say no more than one time."""
+    outcomes = np.tile(np.arange(100) < 50, (20, 1))
+    shared = shared_episodes_interval(outcomes, rng())
+    assert shared == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.011)
+    low, high = seeds_interval([50] * 20, [100] * 20, rng())
+    assert high - low < 0.4 * (shared[1] - shared[0])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_it_covers_the_mean_of_the_method(shared):
+    """Of a method whose trainings differ by 12 points (standard deviation), evaluated anew 300 times."""
+    source, covered, wilson_covered = rng(1), 0, 0
+    for _ in range(300):
+        rates = np.clip(source.normal(0.7, 0.12, size=12), 0, 1)
+        outcomes = source.random((12, 40)) < rates[:, None]
+        if shared:
+            low, high = shared_episodes_interval(outcomes, source, resamples=1000)
+        else:
+            low, high = seeds_interval(outcomes.sum(axis=1).tolist(), [40] * 12, source, resamples=1000)
+        covered += low <= 0.7 <= high
+        pooled = wilson_interval(int(outcomes.sum()), outcomes.size)
+        wilson_covered += pooled[0] <= 0.7 <= pooled[1]
+    assert covered / 300 > 0.9 and wilson_covered / 300 < 0.8
+
+
+def test_the_same_generator_gives_the_same_interval():
+    assert seeds_interval([5, 9], [10, 10], rng(3)) == seeds_interval([5, 9], [10, 10], rng(3))
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [([], []), ([1], [1, 2]), ([3], [2]), ([1, 0], [2, 0])])
+def test_impossible_counts_of_seeds_are_refused(successes, episodes):
+    with pytest.raises(ValueError, match="expected"):
+        seeds_interval(successes, episodes, rng())
