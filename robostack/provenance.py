@@ -28,12 +28,15 @@ def describe_machine() -> str:
     return f"{_processor()}, {count} core{'s' if count > 1 else ''}, {platform.system()}"
 
 
-def commit() -> str:
-    """The commit of the robostack checkout that runs, or "unknown" for an installed package."""
-    folder = Path(__file__).resolve().parent
+def commit(folder: Path | None = None) -> str:
+    """The commit of the checkout that `folder` lies in, by default of the robostack that runs; +changes where files
+    that it tracks differ from it, results aside: writing down one does not change what the next is measured with.
+    "unknown" for an installed package."""
+    folder = Path(__file__).resolve().parent if folder is None else folder
     try:
         head = _git(folder, "rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+        status = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)docs/results")
+        return head + ("+changes" if status else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from benchmark_runs import TUNING, Benchmark, Run, run_benchmark
+from benchmark_runs import Benchmark, Run, run_benchmark, write_benchmark_page
 from kinetix_benchmarks import KINETIX_BENCHMARKS
 
 from robostack.recipes import Recipe, aloha_insertion, aloha_transfer_cube, aloha_transfer_cube_pixels
@@ -33,12 +33,19 @@ def main() -> None:
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at once, one thread each")
     parser.add_argument("--only", nargs="*", default=[""], help="runs whose labels begin so; others keep their results")
+    parser.add_argument("--page", action="store_true", help="write the page from the records, and run nothing")
+    parser.add_argument(
+        "--unclean", action="store_true", help="make records of a tree with changes that no commit holds"
+    )
     arguments = parser.parse_args()
-    run_benchmark(arguments.name, BENCHMARKS[arguments.name], arguments.only, arguments.jobs)
+    if arguments.page:
+        write_benchmark_page(arguments.name, BENCHMARKS[arguments.name])
+    else:
+        run_benchmark(arguments.name, BENCHMARKS[arguments.name], arguments.only, arguments.jobs, arguments.unclean)
 
 
 def main_runs(folder: Path) -> list[Run]:
-    """Both tasks, three training seeds each on the same demonstrations."""
+    """Both tasks, three training seeds each."""
     recipes = [make(folder, seed) for seed in range(3) for make in (aloha_transfer_cube, aloha_insertion)]
     return [
         Run(TASKS[r.env], replace(r, data=folder / r.env / "data", run=folder / r.env / f"seed{r.seed}"))
@@ -57,8 +64,8 @@ POLICY_TRAINING: Mapping[str, tuple[int, tuple[str, ...]]] = {
 
 
 def policy_runs(folder: Path) -> list[Run]:
-    """Every policy on both tasks, three training seeds each, on the same 50 demonstrations of each task; and the U-Net
-    of `diffusion`, whose steps take several times as long as the transformer's, with one training seed."""
+    """Every policy on both tasks, three training seeds each, on 50 demonstrations of each task; and the U-Net of
+    `diffusion`, whose steps take several times as long as the transformer's, with one training seed."""
     runs = [
         Run(
             f"{policy}, {TASKS[env]}",
@@ -135,7 +142,7 @@ def prediction_runs(folder: Path) -> list[Run]:
         Run(
             label,
             replace(aloha_transfer_cube(folder), run=folder / str(i), steps=steps, train=flags, evaluations=50),
-            TUNING,
+            tuning=True,
         )
         for i, (label, steps, flags) in enumerate(variants)
     ]
@@ -147,7 +154,7 @@ def optimizer_runs(folder: Path) -> list[Run]:
         Run(
             f"{optimizer}, {TASKS[env]}",
             Recipe("pi0", env, folder / env, folder / f"{optimizer}-{env}", 50, 1000, train=("--optimizer", optimizer)),
-            TUNING,
+            tuning=True,
         )
         for env in TASKS
         for optimizer in ("adamw", "muon")

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark_runs import FRESH, RESULTS, RUNS, run_robostack, share
+from benchmark_pages import commits_and_dates, how_made, read_records, refuse_unclean, share, write_page, write_records
+from benchmark_runs import FRESH, RUNS, run_robostack
 from torch import Tensor
 
 from robostack.evaluation.actors import Look, PolicyActor
@@ -98,8 +99,15 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=25)
     parser.add_argument("--seed", type=int, default=FRESH)
     parser.add_argument("--constraints", nargs="+", default=list(CONSTRAINTS), choices=CONSTRAINTS)
+    parser.add_argument("--page", action="store_true", help="write the page from the records, and run nothing")
+    parser.add_argument(
+        "--unclean", action="store_true", help="make records of a tree with changes that no commit holds"
+    )
     arguments = parser.parse_args()
     made = recipe(RUNS / "composition")
+    if arguments.page:
+        return write(made)
+    refuse_unclean(arguments.unclean)
     if not made.data.exists():
         run_robostack(made.collect_command())
     if not made.run.exists():
@@ -108,16 +116,16 @@ def main() -> None:
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
     lines = [study(made.run, name, added, seeds) for name in arguments.constraints for added in (False, True)]
     if arguments.seed == FRESH:
-        path = RESULTS / "composition.json"
-        earlier = json.loads(path.read_text()) if path.exists() else []
-        write([line for line in earlier if line["constraint"] not in arguments.constraints] + lines, made)
+        lines = [{**line, **({"unclean": True} if arguments.unclean else {})} for line in lines]
+        lines += [line for line in read_records("composition") if line["constraint"] not in arguments.constraints]
+        place = list(CONSTRAINTS).index
+        write_records("composition", sorted(lines, key=lambda line: (place(line["constraint"]), line["added"])))
+        write(made)
 
 
-def write(lines: Sequence[dict[str, Any]], made: Recipe) -> None:
-    """docs/results/composition.md and .json."""
-    lines = sorted(lines, key=lambda line: (list(CONSTRAINTS).index(line["constraint"]), line["added"]))
-    (RESULTS / "composition.json").write_text(json.dumps(lines, indent=1) + "\n")
-    commits, latest = ", ".join(dict.fromkeys(line["commit"] for line in lines)), max(line["date"] for line in lines)
+def write(made: Recipe) -> None:
+    """docs/results/composition.md, from composition.json."""
+    lines = read_records("composition")
     rows = [
         "| constraint | its energy | task done | at the end | episodes that broke it | steps | deepest, mean "
         "| chunk, ms |",
@@ -139,10 +147,12 @@ def write(lines: Sequence[dict[str, Any]], made: Recipe) -> None:
         "policy's. *Deepest*: how far beyond the constraint the arm was at most, negative where it kept clear, "
         f"averaged over episodes.\n\n{chr(10).join(rows)}\n\n{lines[0]['episodes']} episodes of seeds that nothing was "
         "trained or tuned on, one training seed; brackets are 95 % Wilson intervals.\n"
+        f"{how_made(lines)}"
         f"Commands: `scripts/benchmark_composition`, which trains by `robostack {shlex.join(made.train_command())}`; "
-        f"{lines[0]['machine']}, commit {commits}, until {latest}. All figures: `composition.json`.\n"
+        f"{lines[0]['machine']}, {commits_and_dates(lines)}. All figures: `composition.json`, from which "
+        "`scripts/benchmark_composition --page` writes this page.\n"
     )
-    (RESULTS / "composition.md").write_text(page)
+    write_page("composition", page)
 
 
 def study(run: Path, name: str, added: bool, seeds: range) -> dict[str, Any]:

@@ -18,12 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark_pages import (
+    RESULTS,
+    Record,
+    commits_and_dates,
+    how_made,
+    read_records,
+    refuse_unclean,
+    share,
+    write_page,
+)
+
+from robostack.common.files import write_file
 from robostack.experts.ppo_checkpoint import ExpertCheckpoint
 from robostack.experts.ppo_config import ExpertConfig
 from robostack.experts.ppo_expert import PpoExpert, play
 from robostack.experts.ppo_training import EVALUATION_SEED, read_log, resume, train, world_of
 
-RUNS, RESULTS = Path("runs/experts"), Path("docs/results")
+RUNS = Path("runs/experts")
 DELAYS = (0, 1, 2, 3, 4)
 SOLVED, ENOUGH = 0.8, 128  # a level counts as solved at this share of so many episodes in a row
 
@@ -83,32 +95,37 @@ CASES = (
     Case("l/mjc_swimmer", 96),
 )
 
-Record = dict[str, Any]
-"""What came of a level: cost, success, success under delay, and the curve."""
-
 
 def main() -> None:
     """Trains what is missing, and writes docs/results/experts.md, .json and .svg after every level."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[""], help="levels that begin so; others keep their results")
     parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)), help="the core to train on")
+    parser.add_argument("--page", action="store_true", help="write the page from the records, and run nothing")
+    parser.add_argument(
+        "--unclean", action="store_true", help="make records of a tree with changes that no commit holds"
+    )
     arguments = parser.parse_args()
+    if arguments.page:
+        return _write()
     os.sched_setaffinity(0, {arguments.core})
     records = _earlier()
     for case in CASES:
         if case.level in records or not case.level.startswith(tuple(arguments.only)):
             continue
+        refuse_unclean(arguments.unclean)
         _train(case)
-        record = _measure(case)
+        record = _measure(case) | ({"unclean": True} if arguments.unclean else {})
         records = {**_earlier(), case.level: record}  # another core may have written since
-        _write([records[case.level] for case in CASES if case.level in records])
-    _write([records[case.level] for case in CASES if case.level in records])
+        chosen = [records[case.level] for case in CASES if case.level in records]
+        text = json.dumps(chosen, indent=None).replace('{"level"', '\n{"level"') + "\n"
+        write_file(RESULTS / "experts.json", text)
+        _write()
 
 
 def _earlier() -> dict[str, Record]:
     """The results that stand written, of levels that are still to be trained in the same way."""
-    path = RESULTS / "experts.json"
-    found = {record["level"]: record for record in json.loads(path.read_text())} if path.exists() else {}
+    found = {record["level"]: record for record in read_records("experts")}
     wanted = {case.level: case.command for case in CASES}
     return {
         level: record
@@ -175,14 +192,14 @@ def cpu_s_to(log: Sequence[Mapping[str, Any]]) -> float | None:
     return None
 
 
-def _write(records: Sequence[Record]) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "experts.json").write_text(json.dumps(records, indent=None).replace('{"level"', '\n{"level"') + "\n")
+def _write() -> None:
+    """docs/results/experts.md and .svg, from experts.json."""
+    records = read_records("experts")
     _draw(records)
     missing = len(CASES) - len(records)
     note = f"**{missing} of {len(CASES)} levels are still to be trained.**\n\n" if missing else ""
-    commits = ", ".join(dict.fromkeys(record["commit"] for record in records))
-    (RESULTS / "experts.md").write_text(
+    write_page(
+        "experts",
         "# Experts by reinforcement in Kinetix\n\n"
         "PPO with the same settings in every level (the defaults of `robostack expert`, training seed 0; only the "
         "number of updates differs, 8,192 steps each), one core, actions with noise of deviation 0.1 in training and "
@@ -197,8 +214,9 @@ def _write(records: Sequence[Record]) -> None:
         "Success of the same experts if an action follows from what was seen d steps (of 1/30 s) before.\n\n"
         f"{_delay_table(records)}\n\n"
         "## Learning\n\n![share of solved episodes over CPU seconds](experts.svg)\n\n"
-        f"Command: `scripts/benchmark_experts`, {records[-1]['machine']}, one core, commits {commits}, until "
-        f"{max(record['date'] for record in records)}. All figures: `experts.json`.\n"
+        f"{how_made(records)}"
+        f"Command: `scripts/benchmark_experts`, {records[-1]['machine']}, one core, {commits_and_dates(records)}. All "
+        "figures: `experts.json`, from which `scripts/benchmark_experts --page` writes this page.\n",
     )
 
 
@@ -248,8 +266,7 @@ def _draw(records: Sequence[Record]) -> None:
 
 
 def _share(result: Mapping[str, Any]) -> str:
-    low, high = result["success_interval"]
-    return f"{result['success']:.0%} [{low:.0%}, {high:.0%}]"
+    return share(result["success"], result["success_interval"])
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmark_runs import RESULTS, RUNS, Benchmark, Record, Run, share
+from benchmark_pages import Record, read_records, share
+from benchmark_runs import RUNS, Benchmark, Run
 
 from robostack.recipes import Recipe
 
@@ -48,15 +48,14 @@ def kinetix_runs(folder: Path) -> list[Run]:
 def mixture_runs(folder: Path) -> list[Run]:
     """The same network told the return and not told it, on episodes of all checkpoints of each expert in turn."""
     steps, flags = TRAINING["decision_transformer"]
-    runs = []
+    masters, runs = experts(), []
     for level in LEVELS:
-        experts = tuple(map(str, sorted((RUNS / "experts" / level).glob("checkpoints/update-*"))))
-        if not experts:
-            raise SystemExit(f"there is no expert of {level} yet: run scripts/benchmark_experts first")
+        checkpoints = RUNS / "experts" / level / "checkpoints"
+        players = [str(checkpoints / f"update-{quality['update']:08d}") for quality in masters[level]["qualities"]]
         for label, more in ((TOLD, ()), (CLONED, ("--policy.no-conditioned",))):
             recipe = _recipe("decision_transformer", level, folder, steps, (*flags, *more))
             run = folder / f"{label.replace(' ', '-')}-{level}"
-            runs.append(Run(f"{label}, {level}", replace(recipe, run=run, collect=("--expert", *experts))))
+            runs.append(Run(f"{label}, {level}", replace(recipe, run=run, collect=("--expert", *players))))
     return runs
 
 
@@ -76,8 +75,7 @@ def _recipe(policy: str, level: str, folder: Path, steps: int, flags: tuple[str,
 
 def experts() -> dict[str, dict[str, Any]]:
     """What docs/results/experts.json says of each level."""
-    records = json.loads((RESULTS / "experts.json").read_text())
-    return {record["level"].replace("/", "-"): record for record in records}
+    return {record["level"].replace("/", "-"): record for record in read_records("experts")}
 
 
 def beside_experts(records: Sequence[Record]) -> str:

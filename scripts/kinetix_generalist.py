@@ -8,12 +8,12 @@ is not done again, and docs/results/generalist.md and .json are written anew aft
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
-from collections.abc import Sequence
-from pathlib import Path
 
-from benchmark_runs import FRESH, RESULTS, RUNS, Record, run_robostack
+from benchmark_pages import commits_and_dates, how_made, read_records, refuse_unclean, write_page, write_records
+from benchmark_runs import FRESH, RUNS, run_robostack
 from kinetix_benchmarks import CHUNK, experts, shown
 
 from robostack.policies.checkpoint import Checkpoint
@@ -59,38 +59,50 @@ def recipe(level: str) -> Recipe:
 
 def main() -> None:
     """Collects, trains and evaluates what is missing, and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", action="store_true", help="write the page from the records, and run nothing")
+    parser.add_argument(
+        "--unclean", action="store_true", help="make records of a tree with changes that no commit holds"
+    )
+    arguments = parser.parse_args()
+    if arguments.page:
+        return write()
+    refuse_unclean(arguments.unclean)
     recipes = {level: recipe(level) for level in (*TRAINED, *HELD_OUT)}
     for level in TRAINED:
         if not recipes[level].data.exists():
             run_robostack(recipes[level].collect_command())
-    command = train_command([recipes[level] for level in TRAINED])
     run = FOLDER / "run"
     if not run.exists():
-        run_robostack([*command, "--threads", "1"])
+        run_robostack([*train_command(), "--threads", "1"])
     elif Checkpoint.read(run).step < STEPS:
         run_robostack(["train", "pi0", "--resume", str(run)])
     records = []
     for level, made in recipes.items():
-        results = run / f"eval-{level}"
-        if not results.exists():
+        results = run / f"eval-{level}-{FRESH}"
+        if not (results / "report.html").exists():
             flags = ["--seed", str(FRESH), "--workers", "1", "--videos", "0", "--out", str(results)]
             run_robostack([*made.evaluate_command(), *flags])
         summary = json.loads((results / "summary.json").read_text())
-        records.append({"level": level, "trained": level in TRAINED, **summary})
-        write(records, run, command)
+        training = read_log(run)[-1]
+        cost = {"steps": training["step"], "training_cpu_s": training["cpu_s"]}
+        said = {"unclean": True} if arguments.unclean else {}
+        records.append({"level": level, "trained": level in TRAINED, **cost, **said, **summary})
+        write_records("generalist", records)
+        write()
 
 
-def train_command(recipes: Sequence[Recipe]) -> list[str]:
+def train_command() -> list[str]:
     """One training on the data of all."""
+    recipes = [recipe(level) for level in TRAINED]
     command = recipes[0].train_command()
     data = command.index("--data") + 1
     return [*command[:data], *(str(one.data) for one in recipes), *command[data + 1 :]]
 
 
-def write(records: Sequence[Record], run: Path, command: Sequence[str]) -> None:
-    """docs/results/generalist.md and .json."""
-    (RESULTS / "generalist.json").write_text(json.dumps(records, indent=1) + "\n")
-    masters, training = experts(), read_log(run)[-1]
+def write() -> None:
+    """docs/results/generalist.md, from generalist.json."""
+    masters, records = experts(), read_records("generalist")
     rows = ["| level | in training | the policy | its expert | the expert after one update |", "|---|---|---|---|---|"]
     for record in records:
         master = masters.get(record["level"])
@@ -100,17 +112,18 @@ def write(records: Sequence[Record], run: Path, command: Sequence[str]) -> None:
             f"| {format(first['success'], '.0%') if first['update'] == 1 else '–'} |"
         )
     last = records[-1]
-    (RESULTS / "generalist.md").write_text(
+    write_page(
+        "generalist",
         "# One policy on many Kinetix levels\n\n"
         f"π0 on {DEMONSTRATIONS} demonstrations of the expert of each of {len(TRAINED)} levels, in worlds "
         "of three sizes, from the entity observation alone; the task's words are the same everywhere. Evaluated on "
         f"these levels and on {len(HELD_OUT)} that it never saw, 256 evaluation seeds each, one training seed. What "
         "a hardly trained expert solves says how little a level may ask.\n\n"
         f"{chr(10).join(rows)}\n\n"
-        f"{training['step']} training steps took {training['cpu_s']:.0f} CPU s. Brackets are 95 % Wilson intervals "
-        f"over the evaluation episodes.\nCommands: `scripts/benchmark_generalist`, which trains by `robostack "
-        f"{shlex.join(command)}`; {last['machine']}, one thread, commit {last['commit']}, until {last['date']}. All "
-        "figures: `generalist.json`.\n"
+        f"{last['steps']} training steps took {last['training_cpu_s']:.0f} CPU s. Brackets are 95 % Wilson intervals "
+        f"over the evaluation episodes.\n{how_made(records)}Commands: `scripts/benchmark_generalist`, which trains by "
+        f"`robostack {shlex.join(train_command())}`; {last['machine']}, one thread, {commits_and_dates(records)}. All "
+        "figures: `generalist.json`, from which `scripts/benchmark_generalist --page` writes this page.\n",
     )
 
 

@@ -127,7 +127,7 @@ def run_together(
         _, rewards, terminated, truncated, info = worlds.step(actions)
         diverged = info.get("diverged", np.zeros(len(seeds), dtype=bool))
         over = terminated | truncated | diverged
-        for i in np.flatnonzero(running):
+        for i in map(int, np.flatnonzero(running)):
             rows[i].chunks = len(actor.latencies_ms)
             if diverged[i]:
                 rows[i].diverged = step
