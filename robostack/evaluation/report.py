@@ -93,7 +93,8 @@ def _time_taken(summary: Mapping[str, Any]) -> str:
 
 
 def _notes(notes: Sequence[str]) -> str:
-    return "".join(f'<p class="note">Note: {text(note)}.</p>\n' for note in notes)
+    said = "".join(f'<p class="note">Note: {text(note)}.</p>\n' for note in notes)
+    return f'<section class="notes">{said}</section>\n' if said else ""
 
 
 def _rate_card(name: str, summary: Mapping[str, Any], key: str, episodes: Sequence[Mapping[str, Any]]) -> str:
