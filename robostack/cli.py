@@ -69,17 +69,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def collect(arguments: list[str]) -> int:
-    """robostack collect: demonstrations from the environment's expert."""
+    """robostack collect: demonstrations from the environment's expert; --resume D continues."""
     from robostack.datasets.store import EpisodeStore
-    from robostack.experts.collect import CollectConfig, Collected, spread
+    from robostack.experts.collect import CollectConfig, Collected, settings_of, spread
     from robostack.experts.collect import collect as run
     from robostack.progress import Bar
 
-    settings = make_dataclass(
-        "Collect", [("config", Annotated[CollectConfig, OmitArgPrefixes]), ("json", Json, False)], frozen=True
-    )
-    parsed = _parse("collect", settings, arguments)
-    config: CollectConfig = parsed.config
+    if arguments[:1] == ["--resume"]:
+        as_json, arguments = _take_json(arguments)
+        if len(arguments) != 2:
+            raise ValueError("--resume takes the folder of a data set and nothing else: its settings are its own")
+        config = settings_of(Path(arguments[1]))
+    else:
+        settings = make_dataclass(
+            "Collect", [("config", Annotated[CollectConfig, OmitArgPrefixes]), ("json", Json, False)], frozen=True
+        )
+        parsed = _parse("collect", settings, arguments)
+        config, as_json = parsed.config, parsed.json
     with Bar(console, "collecting") as bar:
 
         def report(done: Collected) -> None:
@@ -89,7 +95,7 @@ def collect(arguments: list[str]) -> int:
     say(f"{config.out}: {done.kept} episodes kept, {done.failed} failed")
     # An expert's noise leads every episode elsewhere: a spread over them says nothing.
     entries = [] if config.expert else spread(EpisodeStore(config.out))
-    if parsed.json:
+    if as_json:
         result = {"path": str(config.out), "env": config.env, "episodes": done.kept, "failed": done.failed}
         print_json([{**result, "spread": [asdict(entry) for entry in entries]}])
         return 0
@@ -423,7 +429,7 @@ def doctor(arguments: list[str]) -> int:
 
 VERBS: Mapping[str, tuple[Callable[[list[str]], int], str]] = {
     "demo": (demo, "the main job, end to end, on the CPU"),
-    "collect": (collect, "demonstrations from the environment's expert"),
+    "collect": (collect, "demonstrations from the environment's expert; --resume D continues"),
     "expert": (expert, "an expert by reinforcement (PPO), where none is scripted; --resume RUN continues"),
     "convert": (convert, "between robostack, LeRobot, ALOHA HDF5, Diffusion Policy Zarr"),
     "inspect": (inspect, "what is in a data set or a checkpoint, and what is wrong with it"),

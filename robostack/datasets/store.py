@@ -198,6 +198,11 @@ class EpisodeStore:
     def episodes(self) -> int:
         return len(self.episode_ends)
 
+    @property
+    def finished(self) -> bool:
+        """Whether its writer has ended it: one that was interrupted has stored no statistics."""
+        return self._statistics is not None
+
     def select(self, keys: Collection[str]) -> None:
         """From now on only these features are there."""
         self.features = {key: feature for key, feature in self.features.items() if key in keys}

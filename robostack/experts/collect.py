@@ -1,15 +1,19 @@
 """Demonstrations of an expert into a data set, over processes, and a check of what came out.
 
 Episode k of the data set is the k-th seed, counted from the first, whose demonstration succeeded; where noise is asked
-for, the k-th seed as it went. Either way the same data for the same seed on any number of workers.
+for, the k-th seed as it went. Either way the same data for the same seed on any number of workers, and whenever a
+collection is interrupted and goes on.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,17 +22,18 @@ import gymnasium as gym
 import numpy as np
 
 from robostack import envs
-from robostack.datasets.aloha_hdf5 import ARM_NAMES, ARM_UNITS
-from robostack.datasets.episodes import Feature
+from robostack.common.files import refuse_taken, room_needed
+from robostack.common.interrupt import saying
+from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.envs.aloha.cameras import Camera, parse_camera
+from robostack.envs.description import Description, describe
+from robostack.envs.gl import require_gl
 from robostack.experts import Expert, make_expert
+from robostack.experts.playing import STATE, play_together
 from robostack.processes import cores, worker_pool
 from robostack.provenance import describe_run
-
-STATE = "observation.state"
-KINETIX_NAMES = ("motor0", "motor1", "motor2", "motor3", "thruster0", "thruster1")
-POSE_NAMES, POSE_UNITS = ("x", "y", "z", "qw", "qx", "qy", "qz"), ("m", "m", "m", "1", "1", "1", "1")
+from robostack.serialize import from_json, to_json
 
 
 class CollectionError(RuntimeError):
@@ -42,7 +47,8 @@ class CollectConfig:
     env: str
     """Environment, such as aloha-transfer-cube."""
     out: Path
-    """Data set to write; must not exist yet."""
+    """Data set to write; must not exist yet, but for what an interrupted collection with the same settings left: that
+    goes on."""
     episodes: int = 50
     """Episodes to keep: successful ones, unless `noise` or more than one `expert` is given."""
     seed: int = 0
@@ -93,59 +99,174 @@ class Collected:
     """Episodes that did not end in success; with noise they are among those kept."""
 
 
+def settings_of(folder: Path) -> CollectConfig:
+    """Those of an interrupted collection, to go on with it. Raises DataError where there is none, or it has ended."""
+    store = EpisodeStore(folder)
+    if store.finished:
+        raise DataError(f"{folder} is finished, with {store.episodes} episodes: there is nothing to go on with")
+    settings = store.provenance.get("collected")
+    if not isinstance(settings, dict):
+        raise DataError(f"{folder} was not written by `robostack collect`: there is nothing to go on with")
+    try:
+        return from_json(CollectConfig, settings | {"out": str(folder), "workers": 0})
+    except ValueError as error:
+        raise DataError(f"{folder} does not say how it was collected: {error}") from error
+
+
 def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda _: None) -> Collected:
     """Collects and writes the demonstrations; `report` is told after every episode.
 
-    An interrupted collection leaves the whole episodes it had. Raises FileExistsError when `out` exists, ValueError
-    for an unknown environment or camera, CollectionError when more than half of the undisturbed demonstrations fail.
+    Whatever ends it, what is on disk are the whole episodes it had, and the same settings go on with them: the data
+    come out the same. Raises FileExistsError when something else is at `out`, ValueError for an unknown environment or
+    camera or an unfinished collection with other settings, CollectionError when more than half of the undisturbed
+    demonstrations fail, DiskFullError.
     """
     cameras = tuple(parse_camera(text) for text in config.cameras)
     if config.expert:
         envs.resolve(config.env)
     else:
         make_expert(config.env)  # a wrong name is told before anything is written
-    if config.out.exists():
-        raise FileExistsError(f"{config.out} already exists: choose another path or remove it first")
-    done = Collected(0, 0)
-    writer: EpisodeWriter | None = None
-    undisturbed = Counter[bool]()  # how many succeeded and failed
-    demonstrations = _played(config) if config.expert else _demonstrations(config, cameras)
-    for seed, (episode, task, fps, robot) in enumerate(demonstrations, start=config.seed):
+    if cameras:
+        require_gl()
+    writer, tally = None, _Tally(config)
+
+    def kept() -> str:
         if writer is None:
-            paths = {"out": str(config.out), "expert": [str(path) for path in config.expert]}
-            settings = {**asdict(config), **paths, "workers": None}
-            provenance = {"collected": settings, "seeds": [config.seed, config.seed], **describe_run()}
-            writer = EpisodeWriter(config.out, _features(episode, robot), fps, provenance, robot)
-        succeeded = bool(episode["next.success"][-1])
-        kept = succeeded or config.mixed
-        done = Collected(done.kept + kept, done.failed + (not succeeded))
+            return "no episode was whole yet, and nothing is left"
+        return f"{config.out} keeps {writer.episodes} whole episodes, and the same command goes on with them"
+
+    room = room_needed(config.out, "its whole episodes are kept; make room and give the same command, which goes on")
+    with ExitStack() as held, saying(kept), room:
+        if found := _unfinished(config):
+            held.enter_context(_alone(config.out))
+            writer, tally = EpisodeWriter.resume(config.out), _Tally.of(config, found)
+            report(tally.done)
+        for seed, (episode, world) in _from(config, cameras, tally.next_seed, config.episodes - tally.done.kept, held):
+            if writer is None:
+                provenance = {"collected": _settings(config), "seeds": [config.seed, config.seed], **describe_run()}
+                features = _features(episode, world)
+                if config.out.is_dir():
+                    config.out.rmdir()
+                writer = EpisodeWriter(config.out, features, world.fps, provenance, world.robot)
+                held.enter_context(_alone(config.out))
+            if tally.add(seed, bool(episode["next.success"][-1])):
+                # The range of seeds that were used, kept or not: evaluation must stay out of it.
+                writer.append(episode, world.task, {"seeds": [config.seed, seed]})
+            report(tally.done)
+            if tally.done.kept == config.episodes:
+                break
+        assert writer is not None
+        writer.finish()
+    return tally.done
+
+
+class _Tally:
+    """What the episodes so far came to."""
+
+    def __init__(self, config: CollectConfig) -> None:
+        self._config, self.done, self.next_seed = config, Collected(0, 0), config.seed
+        self._undisturbed = Counter[bool]()  # how many succeeded and failed
+
+    @classmethod
+    def of(cls, config: CollectConfig, store: EpisodeStore) -> _Tally:
+        """That of a collection which was interrupted after the last whole episode of `store`."""
+        tally, seeds = cls(config), store.provenance.get("seeds")
+        if store.episodes == 0:
+            return tally
+        match seeds:
+            case [int(first), int(last)] if first == config.seed and last - first + 1 >= store.episodes:
+                pass
+            case _:
+                raise DataError(f"{store.path} holds {store.episodes} episodes of the seeds {seeds}: collect it anew")
+        if config.mixed:
+            for end in store.episode_ends.tolist():
+                tally.add(tally.next_seed, bool(store.read("next.success", end - 1, end)[0]))
+        else:
+            failed = last - first + 1 - store.episodes
+            tally.done, tally.next_seed = Collected(store.episodes, failed), last + 1
+            tally._undisturbed.update({True: store.episodes, False: failed})
+        return tally
+
+    def add(self, seed: int, succeeded: bool) -> bool:
+        """Whether the episode of a seed, the next in order, is one to keep. Raises CollectionError."""
+        kept = succeeded or self._config.mixed
+        self.done = Collected(self.done.kept + kept, self.done.failed + (not succeeded))
+        self.next_seed = seed + 1
         # What a disturbance spoils is no fault of the expert's, and a mixture is meant to have bad ones.
-        if config.noise_of(seed) == 0.0 and len(config.expert) < 2:
-            undisturbed[succeeded] += 1
-            if undisturbed[False] > max(10, undisturbed[True]):
-                tried = undisturbed.total()
+        if self._config.noise_of(seed) == 0.0 and len(self._config.expert) < 2:
+            tried = self._undisturbed
+            tried[succeeded] += 1
+            if tried[False] > max(10, tried[True]):
                 raise CollectionError(
-                    f"{undisturbed[False]} of {tried} demonstrations in {config.env} failed: fix the expert"
+                    f"{tried[False]} of {tried.total()} demonstrations in {self._config.env} failed: fix the expert"
                 )
-        # The range of seeds that were used, kept or not: evaluation must stay out of it.
-        if kept:
-            writer.append(episode, task, {"seeds": [config.seed, seed]})
-        report(done)
-        if done.kept == config.episodes:
-            writer.finish()
-            break
-    return done
+        return kept
 
 
-Demonstration = tuple[dict[str, np.ndarray], str, float, str]
-"""An episode; its task, frames a second and robot."""
+def _settings(config: CollectConfig) -> dict[str, Any]:
+    """What is recorded of them."""
+    return {**to_json(config), "workers": None}
 
 
-def _demonstrations(config: CollectConfig, cameras: Sequence[Camera]) -> Iterator[Demonstration]:
-    """Demonstrations for rising seeds without end; workers run a few seeds ahead."""
-    workers = min(config.workers or cores(), config.episodes)
+def _unfinished(config: CollectConfig) -> EpisodeStore | None:
+    """What an interrupted collection with these settings left at `out`. Raises as `collect`."""
+    try:
+        refuse_taken(config.out)
+        return None
+    except FileExistsError:
+        try:
+            store = EpisodeStore(config.out)
+        except DataError:
+            store = None
+        before = store.provenance.get("collected") if store else None
+        if store is None or store.finished or not isinstance(before, dict):
+            raise
+    settings, free = _settings(config), ("out", "workers")
+    if other := [key for key in settings if key not in free and before.get(key) != settings[key]]:
+        told = "; ".join(f"{key} {before.get(key)!r}, now {settings[key]!r}" for key in other)
+        raise ValueError(
+            f"{config.out} is an unfinished collection with other settings ({told}): give the same, go on by "
+            f"`robostack collect --resume {config.out}`, or remove it"
+        )
+    return store
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process collects into the folder: two would mix their episodes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(f"{folder} is being collected by another process: wait for its end") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+Demonstration = tuple[dict[str, np.ndarray], Description]
+"""An episode, and what the environment says of itself."""
+
+
+def _from(
+    config: CollectConfig, cameras: Sequence[Camera], seed: int, wanted: int, held: ExitStack
+) -> Iterator[tuple[int, Demonstration]]:
+    """Demonstrations of the seeds from `seed` on, without end but that none is made where none is wanted; closed with
+    `held`."""
+    if wanted == 0:
+        return iter(())
+    played = _played(config, seed) if config.expert else _demonstrations(config, cameras, seed, wanted)
+    return enumerate(held.enter_context(closing(played)), start=seed)
+
+
+def _demonstrations(
+    config: CollectConfig, cameras: Sequence[Camera], start: int, wanted: int
+) -> Generator[Demonstration]:
+    """By scripted experts; workers run a few seeds ahead."""
+    workers = min(config.workers or cores(), wanted)
     with worker_pool(workers, _start_worker, config.env, tuple(cameras)) as pool:
-        seeds, pending = count(config.seed), deque[Future[Demonstration]]()
+        seeds, pending = count(start), deque[Future[Demonstration]]()
         try:
             while True:
                 while len(pending) < 2 * workers:
@@ -156,56 +277,22 @@ def _demonstrations(config: CollectConfig, cameras: Sequence[Camera]) -> Iterato
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _played(config: CollectConfig) -> Iterator[Demonstration]:
-    """Episodes of trained experts for rising seeds without end, many at once in one program."""
+def _played(config: CollectConfig, start: int) -> Generator[Demonstration]:
+    """By trained experts, many at once in one program: always the same ones together, wherever it starts."""
     from robostack.experts.ppo_expert import PpoExpert
 
     experts = [PpoExpert.load(path) for path in config.expert]
     kind = envs.vector_class(config.env)
     worlds: Any = envs.make_vector(config.env, kind.together, **kind.evaluation)
-    for first in count(config.seed, kind.together):
-        seeds = range(first, first + kind.together)
-        players = (np.arange(kind.together) + first - config.seed) % len(experts)
-        for episode in play_together(worlds, experts, players, seeds, config.observe):
-            yield episode, worlds.task, worlds.metadata["render_fps"], worlds.robot
-
-
-def play_together(
-    worlds: Any, experts: Sequence[Any], players: np.ndarray, seeds: Sequence[int], observe: Sequence[str]
-) -> list[dict[str, np.ndarray]]:
-    """An episode in every row of a vector environment of Kinetix, row i by experts[players[i]] from seeds[i].
-
-    Row t of an observation is what was seen before action t; the actions are those that the expert asked for, before
-    the environment's noise on them. Raises ValueError for an observation that there is not.
-    """
-    wanted = dict.fromkeys((STATE, *observe), ())
-    worlds.reset(seed=list(seeds))
-    steps: list[dict[str, np.ndarray]] = []
-    lengths = np.zeros(len(seeds), dtype=int)
-    while not lengths.all():
-        seen = worlds.look(wanted)
-        if unknown := [key for key in observe if key not in seen]:
-            raise ValueError(
-                f"there is no {unknown[0]} to record: expected observation.state, .entities or .images.view"
-            )
-        actions = np.zeros(worlds.action_space.shape, np.float32)
-        for number, expert in enumerate(experts):
-            rows = players == number
-            actions[rows] = expert.act({STATE: seen[STATE][rows]})
-        _, rewards, terminated, truncated, info = worlds.step(actions)
-        steps.append(
-            {
-                **{key: seen[key] for key in observe},
-                "action": actions,
-                "next.reward": rewards.astype(np.float32),
-                "next.success": info["success"].astype(bool),
-            }
-        )
-        lengths[(terminated | truncated) & (lengths == 0)] = len(steps)
-    return [
-        {key: np.stack([step[key][i] for step in steps[:length]]) for key in steps[0]}
-        for i, length in enumerate(lengths)
-    ]
+    world, together = describe(worlds), kind.together
+    folder = config.out.absolute().parent
+    while not folder.is_dir():
+        folder = folder.parent
+    for first in count(config.seed + (start - config.seed) // together * together, together):
+        seeds = range(first, first + together)
+        players = (np.arange(together) + first - config.seed) % len(experts)
+        episodes = play_together(worlds, experts, players, seeds, config.observe, folder)
+        yield from ((episode, world) for seed, episode in zip(seeds, episodes, strict=True) if seed >= start)
 
 
 _worker: tuple[gym.Env, Expert, tuple[Camera, ...]] | None = None
@@ -219,21 +306,19 @@ def _start_worker(env_name: str, cameras: tuple[Camera, ...]) -> None:
 def _demonstrate(seed: int, noise: float) -> Demonstration:
     assert _worker is not None
     env, expert, cameras = _worker
-    episode = expert.demonstrate(env, seed, cameras, noise)
-    return episode, env.get_wrapper_attr("task"), env.metadata["render_fps"], env.get_wrapper_attr("robot")
+    return expert.demonstrate(env, seed, cameras, noise), describe(env)
 
 
-def _features(episode: dict[str, np.ndarray], robot: str) -> dict[str, Feature]:
-    named: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {"action": (KINETIX_NAMES, ("1",) * len(KINETIX_NAMES))}
-    if robot == "aloha":
-        named = dict.fromkeys((STATE, "action"), (ARM_NAMES, ARM_UNITS))
-    if "observation.environment_state" in episode:
-        objects = episode["observation.environment_state"].shape[1] // len(POSE_NAMES)
-        names = tuple(f"object{i}_{name}" for i in range(objects) for name in POSE_NAMES)
-        named["observation.environment_state"] = (names, POSE_UNITS * objects)
-    return {
-        key: Feature(tuple(rows.shape[1:]), str(rows.dtype), *named.get(key, ((), ()))) for key, rows in episode.items()
-    }
+def _features(episode: Mapping[str, np.ndarray], world: Description) -> dict[str, Feature]:
+    """As the environment names their entries. Raises DataError where it names more or fewer than there are."""
+    features = {}
+    for key, rows in episode.items():
+        names, units = world.names.get(key, ()), world.units.get(key, ())
+        try:
+            features[key] = Feature(tuple(rows.shape[1:]), str(rows.dtype), names, units)
+        except DataError as error:
+            raise DataError(f"{key} as the environment describes it: {error}") from error
+    return features
 
 
 @dataclass(frozen=True)
@@ -256,13 +341,13 @@ GAP = 1.0
 def spread(store: EpisodeStore) -> list[Spread]:
     """The spread of every action entry over the episodes of a data set, cut to the shortest of them."""
     bounds = zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True)
-    actions = [store.read("action", start, end) for start, end in bounds]
-    steps = [np.abs(np.diff(episode, axis=0)).max(axis=0) for episode in actions]
+    actions = [store.read("action", start, end).reshape(end - start, -1).astype(float) for start, end in bounds]
+    steps = [np.abs(np.diff(episode, axis=0)).max(axis=0, initial=0.0) for episode in actions]
     length = min(map(len, actions))
     together = np.stack([episode[:length] for episode in actions])
     deviation = together.std(axis=0).max(axis=0)
     gaps = np.diff(np.sort(together, axis=0), axis=0) if len(actions) > 1 else np.zeros((1, length, together.shape[2]))
-    names = store.features["action"].names or tuple(map(str, range(together.shape[2])))
+    names = store.features["action"].entry_names
     return [
         Spread(
             name,

@@ -8,6 +8,7 @@ import pytest
 from support import InProcess
 
 from robostack import envs
+from robostack.common.interrupt import Interrupted
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.video import read_frames
 from robostack.envs.kinetix.vector import KinetixVectorEnv
@@ -16,7 +17,8 @@ from robostack.evaluation.actors import PolicyActor
 from robostack.evaluation.config import EvalConfig
 from robostack.evaluation.evaluate import evaluate
 from robostack.evaluation.rollout import Episode, make_worlds, run_together
-from robostack.experts.collect import CollectConfig, collect, play_together
+from robostack.experts.collect import CollectConfig, Collected, collect
+from robostack.experts.playing import play_together
 from robostack.policies.pi0 import Pi0Config
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
@@ -80,9 +82,25 @@ def test_a_mixture_is_kept_whole_and_each_episode_is_its_seed_s(tmp_path: Path) 
     assert max(strongest[0::2]) <= 0.2 < min(strongest[1::2])
     # The last two episodes ran in the second group of rows: alone they come out the same.
     worlds = envs.make_vector(ENV, 4, **KinetixVectorEnv.evaluation)
-    again = play_together(worlds, [Player(0.2), Player(1.0)], np.arange(4) % 2, range(7, 11), observe)
+    again = play_together(worlds, [Player(0.2), Player(1.0)], np.arange(4) % 2, range(7, 11), observe, tmp_path)
     for episode, bound in zip(again, bounds[4:], strict=False):
         assert all(np.array_equal(store.read(key, *bound), values) for key, values in episode.items())
+
+
+def test_an_interrupted_mixture_goes_on_with_the_same_episodes(tmp_path: Path) -> None:
+    config = CollectConfig(ENV, tmp_path / "data", episodes=6, seed=3, expert=(Path("0.2"), Path("1.0")))
+    collect(dataclasses.replace(config, out=tmp_path / "whole"))
+
+    def stop(done: Collected) -> None:
+        if done.kept == 5:  # the first of the second group of rows
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="keeps 5 whole episodes"):
+        collect(config, stop)
+    collect(config)
+    again, whole = EpisodeStore(config.out), EpisodeStore(tmp_path / "whole")
+    assert again.finished and again.provenance["seeds"] == whole.provenance["seeds"] == [3, 8]
+    assert all(np.array_equal(again.read(key), whole.read(key)) for key in whole.features)
 
 
 def test_failures_of_one_expert_are_left_out_and_told(tmp_path: Path) -> None:

@@ -1,19 +1,37 @@
 """Collecting keeps whole episodes whatever ends it, and the same ones for the same seed."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from support import InProcess
 
+from robostack import envs
+from robostack.cli import main
+from robostack.common.files import DiskFullError
+from robostack.common.interrupt import Interrupted
 from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.rows import Rows
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.experts.collect import CollectConfig, CollectionError, collect, spread
+from robostack.envs.description import describe
+from robostack.experts.collect import (
+    CollectConfig,
+    Collected,
+    CollectionError,
+    _features,
+    collect,
+    settings_of,
+    spread,
+)
 
 ENV = "aloha-transfer-cube"
 
@@ -60,6 +78,238 @@ class Failing:
         return {"observation.state": rows, "action": rows, "next.success": np.zeros(2, bool)}
 
 
+class Quick:
+    """Episodes of a few frames that follow from their seed; every third fails, and more where there is noise."""
+
+    def demonstrate(self, env, seed, cameras=(), noise=0.0):
+        rng = np.random.default_rng(seed)
+        rows = rng.normal(size=(2 + seed % 3, 14)).astype(np.float32)
+        success = np.full(len(rows), seed % 3 != 1 and noise == 0)
+        return {"observation.state": rows, "action": rows + noise, "next.success": success}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robostack.experts.collect.make_expert", lambda _: Quick())
+    monkeypatch.setattr("robostack.experts.collect.worker_pool", InProcess)
+
+
+class Stopped(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("noise", [(), (0.0, 0.1)])
+@pytest.mark.parametrize("kept", [0, 1, 3, 7])
+def test_the_same_command_goes_on_after_an_end_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, kept: int, noise: tuple[float, ...]
+) -> None:
+    config = CollectConfig(ENV, tmp_path / "data", episodes=7, seed=4, noise=noise)
+    whole = collect(replace(config, out=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        append, resized = EpisodeWriter.append, Rows.resize
+
+        def stop(writer: EpisodeWriter, *arguments: object) -> int:
+            if writer.episodes == kept:  # with the rows of the next one written and not yet counted
+                patch.setattr(Rows, "resize", die)
+            return append(writer, *arguments)
+
+        def die(*_: object) -> None:
+            patch.setattr(Rows, "resize", resized)
+            raise Stopped
+
+        patch.setattr(EpisodeWriter, "append", stop)
+        patch.setattr(EpisodeWriter, "finish", die)  # the end may as well come between the last episode and this
+        with pytest.raises(Stopped):
+            collect(config)
+    assert EpisodeStore(config.out).episodes == kept and not EpisodeStore(config.out).finished
+    assert settings_of(config.out) == config
+    told: list[Collected] = []
+    assert collect(config, told.append) == whole == told[-1] and told[0].kept == kept
+    assert EpisodeStore(config.out).finished
+    assert_same_data(config.out, tmp_path / "whole")
+    with pytest.raises(FileExistsError, match="already exists"):
+        collect(config)
+    with pytest.raises(DataError, match="is finished, with 7 episodes"):
+        settings_of(config.out)
+
+
+def assert_same_data(one: Path, other: Path) -> None:
+    first, second = EpisodeStore(one), EpisodeStore(other)
+    assert first.features == second.features and first.tasks == second.tasks and first.robot == second.robot
+    assert first.episode_ends.tolist() == second.episode_ends.tolist()
+    assert first.provenance["seeds"] == second.provenance["seeds"]
+    assert all(np.array_equal(first.read(key), second.read(key)) for key in first.features)
+    for key, values in first.statistics().items():
+        np.testing.assert_equal(asdict(values), asdict(second.statistics()[key]))
+
+
+def interrupted(config: CollectConfig, monkeypatch: pytest.MonkeyPatch, after: int = 2) -> str:
+    """Ctrl-C once so many episodes are kept; what is said of it."""
+
+    def report(done: Collected) -> None:
+        if done.kept == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        collect(config, report)
+    return str(caught.value)
+
+
+def test_an_interrupt_says_what_is_kept_and_other_settings_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    config = CollectConfig(ENV, tmp_path / "[red]data", episodes=6)
+    assert (
+        interrupted(config, monkeypatch)
+        == f"{config.out} keeps 2 whole episodes, and the same command goes on with them"
+    )
+    for other, told in (
+        (replace(config, episodes=5), "episodes 6, now 5"),
+        (replace(config, seed=1), "seed 0, now 1"),
+        (
+            replace(config, env="aloha-insertion", noise=(0.1,)),
+            "env 'aloha-transfer-cube', now 'aloha-insertion'; noise",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)) as caught:
+            collect(other)
+        assert "--resume" in str(caught.value) and "\n" not in str(caught.value)
+    assert EpisodeStore(config.out).episodes == 2
+    (tmp_path / "[red]data").rename(tmp_path / "moved")
+    assert main(["collect", "--resume", str(tmp_path / "moved")]) == 0
+    collect(replace(config, out=tmp_path / "whole", workers=3))
+    assert_same_data(tmp_path / "moved", tmp_path / "whole")
+
+
+def test_two_collections_never_write_one_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    config, refused = CollectConfig(ENV, tmp_path / "data", episodes=3), []
+
+    def report(done: Collected) -> None:
+        if done.kept == 1 and not refused:
+            with pytest.raises(FileExistsError, match="is being collected by another process") as caught:
+                collect(config)
+            refused.append(caught.value)
+
+    collect(config, report)
+    assert refused and EpisodeStore(config.out).episodes == 3
+
+
+def test_what_is_refused_leaves_nothing_and_an_empty_folder_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    free = tmp_path / "free"
+    free.mkdir()
+    assert collect(CollectConfig(ENV, free, episodes=1)).kept == 1
+    for taken in ("file", "folder", "link", "pipe"):
+        path = tmp_path / taken
+        match taken:
+            case "file":
+                path.write_text("mine")
+            case "folder":
+                path.mkdir()
+                (path / "mine").touch()
+            case "link":
+                path.symlink_to(tmp_path / "nowhere")
+            case "pipe":
+                os.mkfifo(path)
+        with pytest.raises(FileExistsError, match=f"{taken} already exists"):
+            collect(CollectConfig(ENV, path, episodes=1))
+    before = sorted(tmp_path.rglob("*"))
+    refused = tmp_path / "new" / "data"
+    monkeypatch.setattr("robostack.experts.collect.require_gl", no_gl)
+    with pytest.raises(RuntimeError, match="no OpenGL"):
+        collect(CollectConfig(ENV, refused, cameras=("top",)))
+    with pytest.raises(ValueError, match="unknown camera"):
+        collect(CollectConfig(ENV, refused, cameras=("front",)))
+    monkeypatch.setattr("robostack.experts.collect.make_expert", lambda _: Failing())
+    with pytest.raises(CollectionError):
+        collect(CollectConfig(ENV, refused))
+    assert sorted(path for path in tmp_path.rglob("*") if "new" not in path.parts) == before
+
+
+def no_gl() -> str:
+    raise RuntimeError("no OpenGL")
+
+
+def test_a_full_disk_keeps_the_whole_episodes_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    config = CollectConfig(ENV, tmp_path / "data", episodes=4)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(DiskFullError, match=r"the disk is full at .*data: .* kept"):
+        collect(config, lambda done: patch.setattr(Rows, "write", full) if done.kept == 2 else None)
+    assert EpisodeStore(config.out).episodes == 2
+    collect(config)
+    collect(replace(config, out=tmp_path / "whole"))
+    assert_same_data(config.out, tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """In a process whose files may have 30 kB."""
+    program = """
+import resource, sys
+from robostack.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+raise SystemExit(main(sys.argv[1:]))
+"""
+    arguments = ["collect", "--env", ENV, "--episodes", "2", "--out", str(tmp_path / "data"), "--workers", "1"]
+    full = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    lines = [line for line in full.stderr.splitlines() if "disk is full" in line]
+    assert full.returncode == 1 and "Traceback" not in full.stderr and len(lines) == 1, full.stderr
+    assert collect(CollectConfig(ENV, tmp_path / "data", episodes=2)).kept == 2
+
+
+class Reacher(gym.Env):
+    """Somebody's environment, that says little of itself."""
+
+    metadata = {"render_fps": 20}  # noqa: RUF012
+    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+
+
+@pytest.mark.parametrize("names", [None, ("x", "y", "z")])
+def test_entries_have_the_names_that_the_environment_gives_them_or_none(tmp_path: Path, names: tuple | None) -> None:
+    env = Reacher()
+    if names:
+        env.feature_names, env.feature_units, env.task, env.robot = (
+            {"action": names},
+            {"action": ("m",) * 3},
+            "go",
+            "reach3",
+        )
+    world = describe(gym.wrappers.TimeLimit(env, 5))
+    assert (world.task, world.robot, world.fps) == (("go", "reach3", 20) if names else ("Reacher", None, 20))
+    features = _features(
+        {"observation.state": np.zeros((5, 4), np.float32), "action": np.zeros((5, 3), np.float32)}, world
+    )
+    assert features["action"] == Feature((3,), "float32", names or (), ("m",) * 3 if names else ())
+    assert features["observation.state"] == Feature((4,), "float32")
+
+
+def test_names_that_are_not_as_many_as_the_entries_are_refused() -> None:
+    env = Reacher()
+    env.feature_names = {"action": ("x", "y", "z", "gripper")}
+    with pytest.raises(DataError, match=r"action as the environment describes it: expected 3 names .* got 4"):
+        _features({"action": np.zeros((5, 3), np.float32)}, describe(env))
+    env.metadata = {"render_modes": []}
+    with pytest.raises(ValueError, match="expected its rate in Hz"):
+        describe(env)
+
+
+@pytest.mark.parametrize("name", [ENV, "aloha-insertion"])
+def test_aloha_names_every_entry_of_its_features(name: str) -> None:
+    env = envs.make(name)
+    seen = env.reset(seed=0)[0] | {"action": env.action_space.sample()}
+    features = _features({key: value[None] for key, value in seen.items()}, describe(env))
+    assert all(len(feature.names) == len(feature.units) == feature.shape[0] for feature in features.values())
+    assert features["action"].names[6] == "left_gripper" and features["action"].units[0] == "rad"
+    vector = envs.make_vector(name, 2)
+    assert describe(vector).names == describe(env).names and describe(vector).units == describe(env).units
+
+
 @pytest.mark.parametrize(("noise", "tried"), [((), 11), ((0.0, 0.1), 21), ((0.1,), None)])
 def test_an_expert_that_fails_undisturbed_is_told(tmp_path: Path, monkeypatch, noise, tried: int | None) -> None:
     """What fails under a disturbance says nothing of the expert."""
@@ -99,7 +349,7 @@ def test_whatever_ends_it_whole_episodes_are_kept(tmp_path: Path, end: signal.Si
         os.killpg(process.pid, end)  # as a terminal does: to the parent and its workers
         assert process.wait(60) == 130
         assert process.stderr is not None and "Traceback" not in (text := process.stderr.read())
-        assert "interrupted; what was finished is kept" in text
+        assert re.search(r"interrupted; .*data keeps \d+ whole episodes, and the same command goes on", text)
     else:
         process.kill()
         process.wait()

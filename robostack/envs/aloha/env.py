@@ -39,6 +39,11 @@ _CTRL_OFFSET = np.array([0, 0, 0, 0, 0, 0, GRIPPER_CLOSED, -GRIPPER_CLOSED] * 2)
 _STATE_SCALE = np.array([1, 1, 1, 1, 1, 1, _SPAN] * 2)
 _STATE_OFFSET = np.array([0, 0, 0, 0, 0, 0, GRIPPER_CLOSED] * 2)
 
+JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+ARM_NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in JOINTS)
+ARM_UNITS = (*("rad",) * 6, "0 closed .. 1 open") * 2
+POSE_NAMES, POSE_UNITS = ("x", "y", "z", "qw", "qx", "qy", "qz"), ("m", "m", "m", "1", "1", "1", "1")
+
 START_QPOS = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.02239, -0.02239] * 2)
 
 
@@ -96,6 +101,7 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self.task: str = self._task.text
         self.stage_names: tuple[str, ...] = self._task.stage_names
         self.robot = "aloha"
+        self.feature_names, self.feature_units = _described(len(self._task.objects))
         self.cameras = tuple(cameras)
         self.render_mode = render_mode
         self._render_view = replace(render_view or CAMERAS["angle"], height=render_height, width=render_width)
@@ -263,6 +269,16 @@ def observed(qpos: np.ndarray, objects: bool) -> dict[str, np.ndarray]:
     if objects:
         observation["observation.environment_state"] = qpos[..., 16:].astype(np.float32)
     return observation
+
+
+def _described(objects: int) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """Names and units of the entries of each feature but cameras."""
+    arms = ("observation.state", "action")
+    poses = tuple(f"object{i}_{name}" for i in range(objects) for name in POSE_NAMES)
+    return (
+        dict.fromkeys(arms, ARM_NAMES) | {"observation.environment_state": poses},
+        dict.fromkeys(arms, ARM_UNITS) | {"observation.environment_state": POSE_UNITS * objects},
+    )
 
 
 def _action_space(model: mujoco.MjModel) -> spaces.Box:

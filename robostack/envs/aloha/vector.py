@@ -65,6 +65,7 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self.cameras = tuple(cameras)
         self.task: str = self.envs[0].task
         self.robot: str = self.envs[0].robot
+        self.feature_names, self.feature_units = first.feature_names, first.feature_units
         self.render_mode = self.envs[0].render_mode
         state_spaces = dict(cast(spaces.Dict, self.envs[0].observation_space))
         image_spaces = {image_key(camera): image_space(camera) for camera in self.cameras}

@@ -24,6 +24,10 @@ MAX_STEPS = 256
 
 ACTION_LOW = np.array([-1.0] * MOTORS + [0.0] * THRUSTERS, np.float32)
 ACTION_HIGH = np.ones(MOTORS + THRUSTERS, np.float32)
+FEATURE_NAMES: Mapping[str, tuple[str, ...]] = {
+    "action": (*(f"motor{i}" for i in range(MOTORS)), *(f"thruster{i}" for i in range(THRUSTERS)))
+}
+FEATURE_UNITS: Mapping[str, tuple[str, ...]] = {"action": ("1",) * (MOTORS + THRUSTERS)}
 
 OBSERVATIONS: Mapping[str, str] = {
     "flat": "observation.state",

@@ -18,7 +18,16 @@ from gymnasium.vector.utils import batch_space
 from robostack.envs.kinetix.env import KinetixEnv, checked_actions, compiled_picture, draw_key
 from robostack.envs.kinetix.levels import Level, load_level
 from robostack.envs.kinetix.package import check_not_forked
-from robostack.envs.kinetix.simulation import MAX_STEPS, OBSERVATIONS, Simulation, State, select, spread
+from robostack.envs.kinetix.simulation import (
+    FEATURE_NAMES,
+    FEATURE_UNITS,
+    MAX_STEPS,
+    OBSERVATIONS,
+    Simulation,
+    State,
+    select,
+    spread,
+)
 from robostack.envs.seeds import seed_of_each
 
 if TYPE_CHECKING:
@@ -71,6 +80,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         self.simulation = Simulation(level, observation, action_noise, dense_reward_scale)
         self.task: str = level.task
         self.robot = "kinetix"
+        self.feature_names, self.feature_units = FEATURE_NAMES, FEATURE_UNITS
         self.render_mode = render_mode
         self.single_observation_space = self.simulation.observation_space()
         self.single_action_space = self.simulation.action_space()
