@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robostack.common.files import DiskFullError
+from robostack.common.files import is_disk_full
 from robostack.common.text import one_line
 from robostack.evaluation.actors import Actor
 from robostack.evaluation.config import EvalConfig
@@ -36,7 +36,7 @@ def film(
 
     An episode is its seed, so it comes out the same; where it does not, as on a GPU it may, a warning and its caption
     say so. Where there can be no film a warning says why: the evaluation stands. `told` hears how many of how many are
-    done. Raises DiskFullError.
+    done. Raises whatever a full disk raises.
     """
     chosen = choose(episodes, config.videos)
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier start
@@ -52,9 +52,9 @@ def film(
         for episode in run_episodes(config.env, make_actor, seeds, config.workers, paths):
             shown[episode.seed] = episode
             told(len(shown), len(chosen))
-    except DiskFullError:
-        raise
     except Exception as error:
+        if is_disk_full(error):
+            raise
         said = f"{len(chosen) - len(shown)} of {len(chosen)} films could not be made: {one_line(error)}"
         warnings.warn(said, stacklevel=2)
     films = [_film(episode, shown[episode.seed], paths[episode.seed]) for episode in chosen if episode.seed in shown]

@@ -51,7 +51,9 @@ class Rollouts:
             if videos is not None and seed in videos:
                 if seed == self.fail_at:
                     raise self.error
-                write_video(videos[seed], np.zeros((2, 32, 32, 3), np.uint8), 25)
+                write_video(
+                    videos[seed], np.random.default_rng(0).integers(256, size=(4, 64, 64, 3), dtype=np.uint8), 25
+                )
                 self.filmed.append(seed)
                 yield self._refilmed(seed)
             elif videos is None and seed in (wanted or seeds):
@@ -308,3 +310,29 @@ def test_a_killed_evaluation_keeps_every_episode_that_it_told_of(tmp_path: Path,
     done = run(out, episodes=40, videos=1)
     assert not kept & set(rollouts.run) and [e.seed for e in done.episodes] == list(range(10, 50))
     assert np.isclose(done.summary["success"], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("most", "kept"),
+    [
+        (200, None),  # no settings
+        (5_000, "all episodes and their summary are kept, films and report are missing"),  # no film
+        (20_000, "all episodes and their summary are kept, films and report are missing"),  # no page
+    ],
+)
+def test_a_disk_that_fills_up_anywhere_is_one_line_and_the_same_command_goes_on(
+    most: int, kept: str | None, tmp_path: Path, rollouts: Rollouts
+) -> None:
+    out, before = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        with pytest.raises(DiskFullError, match="the disk is full at") as caught:
+            run(out, videos=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value) and (kept or "0 of 4 episodes") in str(caught.value)
+    assert kept is None or json.loads((out / "summary.json").read_text())["episodes"] == 4
+    assert not list(tmp_path.rglob(".*partial*"))
+    done, rollouts.run[:] = list(rollouts.run), []
+    run(out, videos=1)
+    assert (out / "report.html").read_text().count("<video") == 2 and not set(done) & set(rollouts.run)
