@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from robostack.datasets import lerobot_layout as layout
+from robostack.datasets import lerobot_places as places
 from robostack.datasets import lerobot_statistics as statistics
+from robostack.datasets.lerobot_features import numbers
 from robostack.datasets.lerobot_settings import (
     CODECS,
     DATA_FILE,
@@ -61,7 +63,7 @@ class Assembly:
         pieces = [piece / "data.parquet" for piece in self.pieces]
         files = _fill([piece.stat().st_size for piece in pieces], DATA_FILE)
         for file, some in itertools.groupby(zip(files, pieces, strict=True), key=lambda pair: pair[0]):
-            with parquet_writer(self.path / layout.DATA_PATH.format(**file), table_schema(self.settings)) as writer:
+            with parquet_writer(self.path / places.DATA_PATH.format(**file), table_schema(self.settings)) as writer:
                 for _, piece in some:
                     rows = pq.ParquetFile(piece)
                     for group in range(rows.num_row_groups):
@@ -76,7 +78,7 @@ class Assembly:
         rate = exact_rate(self.settings.fps)
         placed = []
         for file, some in itertools.groupby(range(len(self.pieces)), key=lambda episode: files[episode]):
-            target = self.path / layout.VIDEO_PATH.format(video_key=key, **file)
+            target = self.path / places.VIDEO_PATH.format(video_key=key, **file)
             target.parent.mkdir(parents=True, exist_ok=True)
             inside = list(some)
             join_videos(target, [(pieces[episode], lengths[episode]) for episode in inside], rate)
@@ -94,7 +96,7 @@ class Assembly:
 
         total = {key: statistics.PictureStatistics() for key in self.settings.cameras}
         place = {"chunk_index": 0, "file_index": 0}
-        path, begin, first = self.path / layout.EPISODES_PATH.format(**place), 0, 0
+        path, begin, first = self.path / places.EPISODES_PATH.format(**place), 0, 0
         writer = schema = None
         while first < len(self.pieces):
             rows: dict[str, list] = {}
@@ -122,7 +124,7 @@ class Assembly:
             if first >= len(self.pieces) or path.stat().st_size >= DATA_FILE:
                 writer.close()
                 writer, place = None, _next_file(place)
-                path = self.path / layout.EPISODES_PATH.format(**place)
+                path = self.path / places.EPISODES_PATH.format(**place)
         return total
 
     def _write_tasks(self) -> None:
@@ -158,7 +160,7 @@ class Assembly:
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group, columns=[key])
-                    yield layout.numbers(table, key, self.settings.columns[key])
+                    yield numbers(table, key, self.settings.columns[key])
 
     def _info(self, frames: int) -> dict[str, Any]:
         settings = self.settings
@@ -181,8 +183,8 @@ class Assembly:
             "chunks_size": layout.FILES_A_CHUNK,
             "data_files_size_in_mb": DATA_FILE // MEGABYTE,
             "video_files_size_in_mb": VIDEO_FILE // MEGABYTE,
-            "data_path": layout.DATA_PATH,
-            "video_path": layout.VIDEO_PATH if settings.in_video else None,
+            "data_path": places.DATA_PATH,
+            "video_path": places.VIDEO_PATH if settings.in_video else None,
             "robot_type": settings.robot,
             "splits": {"train": f"0:{len(self.pieces)}"},
         }
@@ -192,7 +194,7 @@ class Assembly:
 
         codec = CODECS[self.settings.codec]
         with av.open(
-            str(self.path / layout.VIDEO_PATH.format(video_key=key, chunk_index=0, file_index=0))
+            str(self.path / places.VIDEO_PATH.format(video_key=key, chunk_index=0, file_index=0))
         ) as container:
             stream = container.streams.video[0]
             found = {

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from robostack.datasets import lerobot_layout as layout
 from robostack.datasets.episodes import BOOKKEEPING, DataError, Feature
+from robostack.datasets.lerobot_features import NUMBERS
 from robostack.datasets.video import COLOURS, Codec
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def check_settings(settings: Settings) -> None:
                     f"{key}: {settings.codec} needs an even height and width, got {(height, width)}: "
                     "choose codec libx264rgb, or write images as png"
                 )
-        elif feature.dtype not in layout.NUMBERS or len(feature.shape) > 5 or 0 in feature.shape:
+        elif feature.dtype not in NUMBERS or len(feature.shape) > 5 or 0 in feature.shape:
             raise DataError(f"{key}: LeRobot cannot hold {feature.dtype} of shape {feature.shape}")
     if "timestamp" in settings.features and settings.features["timestamp"] != Feature((), "float32"):
         raise DataError(f"timestamp: expected float32 of shape (), got {settings.features['timestamp']}")

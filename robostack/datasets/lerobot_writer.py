@@ -26,11 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from robostack.common.text import one_line
 from robostack.datasets import lerobot_statistics as statistics
 from robostack.datasets.episodes import Column, DataError, Feature, check_episode, task_of_each_frame
 from robostack.datasets.lerobot_assembly import Assembly
-from robostack.datasets.lerobot_layout import one_line
-from robostack.datasets.lerobot_reader import TOLERANCE
 from robostack.datasets.lerobot_settings import (
     CODECS,
     ROW_GROUP,
@@ -47,6 +46,8 @@ from robostack.datasets.video import exact_rate, write_video
 from robostack.extras import require_extra
 
 _STAGING = ".robostack"
+_TOLERANCE = 1e-4
+"""Seconds by which the time of a video's frame may differ from the table's for LeRobot."""
 
 
 class LeRobotWriter:
@@ -164,7 +165,7 @@ class LeRobotWriter:
         rate = np.arange(length) / float(exact_rate(self._settings.fps))
         rows.setdefault("timestamp", rate.astype(np.float32))
         off = np.abs(rows["timestamp"] - rate)
-        if self._settings.in_video and off.max() > TOLERANCE / 2:
+        if self._settings.in_video and off.max() > _TOLERANCE / 2:
             frame = int(off.argmax())
             raise DataError(
                 f"timestamp {rows['timestamp'][frame]} of frame {frame} is off the rate of {self._settings.fps} a "

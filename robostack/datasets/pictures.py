@@ -10,7 +10,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8, UInt16
@@ -93,21 +93,41 @@ def decode(data: bytes, formats: tuple[str, ...] | None = None) -> UInt8[np.ndar
     return _rgb(*_decoded(data, formats))
 
 
-def decode_depth(data: bytes) -> UInt16[np.ndarray, "height width 1"]:
-    """An encoded picture of one channel of 8 or 16 bits as it is. Raises DataError as `decode`, and for colours."""
+def decode_depth(data: bytes, factor: float = 1.0) -> UInt16[np.ndarray, "height width 1"]:
+    """An encoded picture of one channel of 8 or 16 bits, or of floats, times `factor`, to whole numbers; what is not
+    finite was not measured and is 0. Raises DataError as `decode`, and for colours."""
     pixels, mode = _decoded(data, None)
-    if mode not in ("L", "I", "I;16", "I;16B", "I;16L") or pixels.min(initial=0) < 0 or pixels.max(initial=0) > 65535:
+    if mode == "F" or factor != 1.0:
+        pixels = np.rint(np.nan_to_num(pixels.astype(np.float64) * factor, nan=0.0, posinf=0.0, neginf=0.0))
+    if mode not in ("F", *_GRAYS) or pixels.min(initial=0) < 0 or pixels.max(initial=0) > 65535:
         raise DataError(f"expected a depth picture of one channel of 16 bits, got mode {mode}")
     return pixels.astype(np.uint16)[..., None]
 
 
+_GRAYS = ("L", "I", "I;16", "I;16B", "I;16L")
+
+
+class Header(NamedTuple):
+    """What an encoded picture says of itself."""
+
+    height: int
+    width: int
+    is_deep: bool
+    """Whether it has one channel of more than 8 bits."""
+
+
 def decoded_size(data: bytes) -> tuple[int, int]:
     """(height, width) of an encoded picture, without its pixels. Raises DataError as `decode`."""
+    return header(data)[:2]
+
+
+def header(data: bytes) -> Header:
+    """The header of an encoded picture, without its pixels. Raises DataError as `decode`."""
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.height, picture.width
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as picture:
+            return Header(picture.height, picture.width, picture.mode == "F" or picture.mode in _GRAYS[1:])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"the picture is damaged ({one_line(error)})") from error
 
@@ -122,7 +142,7 @@ def _decoded(data: bytes, formats: tuple[str, ...] | None) -> tuple[np.ndarray, 
             if picture.width * picture.height > LARGEST_PICTURE:
                 came = f"{picture.width}×{picture.height}"
                 raise DataError(f"the picture has {came} pixels, more than the {LARGEST_PICTURE:,} allowed")
-            if picture.mode in ("L", "I", "I;16", "I;16B", "I;16L", "RGB"):
+            if picture.mode in ("RGB", "F", *_GRAYS):
                 return np.array(picture), picture.mode
             return np.array(picture.convert("RGBA").convert("RGB")), "RGB"
     # Pillow's word for a broken PNG is SyntaxError.
@@ -135,5 +155,7 @@ def _decoded(data: bytes, formats: tuple[str, ...] | None) -> tuple[np.ndarray, 
 def _rgb(pixels: np.ndarray, mode: str) -> np.ndarray:
     if mode == "RGB":
         return pixels
+    if mode == "F":
+        return PictureForm(pixels.shape, None, "as it is").seen(pixels).rgb(pixels)
     gray = pixels if mode == "L" else np.clip(pixels >> 8, 0, 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(gray[..., None], (*gray.shape, 3)))

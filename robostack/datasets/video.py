@@ -14,10 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
+from robostack.datasets.pictures import LARGEST_PICTURE
 from robostack.extras import require_extra
 
 
@@ -69,12 +71,12 @@ def write_video(
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder writes its settings to the terminal unless told not to
     path = Path(path)
     if path.suffix != ".mp4" or fps < 1:
-        raise ValueError(f"expected a path that ends in .mp4 and fps >= 1, came {path.name} and {fps}")
+        raise ValueError(f"expected a path that ends in .mp4 and fps >= 1, got {path.name} and {fps}")
     rate = exact_rate(fps)
     iterator = iter(frames)
     first = next(iterator, None)
     if first is None:
-        raise ValueError(f"expected at least one frame for {path.name}, came none")
+        raise ValueError(f"expected at least one frame for {path.name}, got none")
     _check_frame(first, first.shape)
     height, width = first.shape[:2]
     rows, columns = (height % 2, width % 2) if codec.halves_colour else (0, 0)
@@ -141,7 +143,7 @@ def join_videos(path: Path | str, pieces: Sequence[tuple[Path, int]], fps: int |
                         whole.mux(packet)
                         packets += 1
                 if packets != count:
-                    raise ValueError(f"expected {count} frames in {piece}, came {packets}")
+                    raise ValueError(f"expected {count} frames in {piece}, got {packets}")
                 before += count
         partial.replace(path)
     finally:
@@ -154,19 +156,53 @@ def decode_frames(
     """Frames in order as RGB, each with the time it is shown, in seconds (exact). Decoding begins at a key frame at or
     before `start`, so the first frames may lie before it. Only one frame at a time is in memory.
 
+    A damaged file can end the process: what others wrote is decoded by `video_process`.
+
     Raises:
         MissingExtraError: PyAV is not installed.
-        ValueError: the file is no video, is damaged, or a frame carries no time.
+        ValueError: the file is no video, is damaged, has more than `LARGEST_PICTURE` pixels, or a frame carries no
+            time.
         OSError: the file cannot be read.
     """
+    for frame, time in _decoded(path, start):
+        yield frame.to_ndarray(format="rgb24"), time
+
+
+def frames_at(
+    path: Path | str, due: Sequence[float], tolerance: float, form: str = "rgb24"
+) -> Iterator[Shaped[np.ndarray, "height width *channels"]]:
+    """The frame of each moment of `due`, rising, in seconds: the one shown nearest to it, which must be no further off
+    than `tolerance`. Raises as `decode_frames`, and ValueError where there is no such frame."""
+    decoded = _decoded(path, max(0.0, due[0] - tolerance)) if len(due) else iter(())
+    now = later = None
+    for index, moment in enumerate(due):
+        while now is None or now[1] < moment - _EXACT:
+            later = later or next(decoded, None)
+            if later is None or (now is not None and abs(now[1] - moment) <= abs(later[1] - moment)):
+                break
+            now, later = later, None
+        if now is None or (later is None and now[1] < moment - tolerance):
+            what = f"the video ends before frame {index}, due at {moment:.4f} s; the table has {len(due)} frames"
+            raise ValueError(f"{what}: restore it from a copy")
+        if not abs(now[1] - moment) <= tolerance:
+            nearest = f"the nearest is shown at {float(now[1]):.4f} s"
+            raise ValueError(f"frame {index} of the video is missing: due at {moment:.4f} s, {nearest}")
+        yield now[0].to_ndarray(format=form)
+
+
+_EXACT = 1e-4
+"""Seconds within which a frame is taken without a look at the next one."""
+
+
+def _decoded(path: Path | str, start: float | Fraction) -> Iterator[tuple[Any, Fraction]]:
+    """PyAV's frames from a key frame at or before `start` on, and their times."""
     require_extra("av", "report")
     import av
 
     with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError(f"expected a video, {path} holds none")
-        stream = container.streams.video[0]
+        stream = _video_stream(container, path)
         stream.thread_type = "AUTO"
+        stream.codec_context.options = {"max_pixels": str(LARGEST_PICTURE)}  # before it takes memory for them
         # Seeking goes by decoding times, which are earlier than the times shown where frames are reordered: what it
         # finds can lie after `start`, and then the search begins further back.
         for margin in (0, 1, 10, math.inf) if start > 0 else ():
@@ -182,7 +218,9 @@ def decode_frames(
             time = frame.pts * _time_base(frame.time_base, path)
             if frame.is_corrupt:
                 raise ValueError(f"{path} is damaged at {float(time):.3f} s")
-            yield frame.to_ndarray(format="rgb24"), time
+            if frame.width * frame.height > LARGEST_PICTURE:
+                raise ValueError(f"{path} has frames of {frame.width}×{frame.height} pixels: too large")
+            yield frame, time
 
 
 def video_end(path: Path | str) -> Fraction | None:
@@ -193,16 +231,28 @@ def video_end(path: Path | str) -> Fraction | None:
         ValueError: the file is no video.
         OSError: the file cannot be read.
     """
+    return video_header(path).end
+
+
+class VideoHeader(NamedTuple):
+    """What a video says of itself."""
+
+    height: int
+    width: int
+    end: Fraction | None
+    """Seconds at which the last frame ends; None where it is not said."""
+
+
+def video_header(path: Path | str) -> VideoHeader:
+    """The header of a video. Decodes nothing. Raises as `video_end`."""
     require_extra("av", "report")
     import av
 
     with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError(f"expected a video, {path} holds none")
-        stream = container.streams.video[0]
-        if stream.duration is None:
-            return None
-        return ((stream.start_time or 0) + stream.duration) * _time_base(stream.time_base, path)
+        stream = _video_stream(container, path)
+        height, width, ticks = stream.height, stream.width, stream.duration
+        end = None if ticks is None else ((stream.start_time or 0) + ticks) * _time_base(stream.time_base, path)
+    return VideoHeader(height, width, end)
 
 
 def read_frames(path: Path | str) -> tuple[UInt8[np.ndarray, "frames height width 3"], list[Fraction]]:
@@ -223,6 +273,15 @@ def exact_rate(fps: int | float | Fraction) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
+def _video_stream(container: Any, path: Path | str) -> Any:
+    if not container.streams.video:
+        raise ValueError(f"expected a video, {path} holds none")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:  # of which PyAV would take anything that is asked for from nowhere
+        raise ValueError(f"{path} does not say by which codec it can be decoded")
+    return stream
+
+
 def _time_base(time_base: Fraction | None, path: Path | str) -> Fraction:
     if time_base is None:
         raise ValueError(f"expected {path} to say how long a tick is, it does not")
@@ -231,6 +290,6 @@ def _time_base(time_base: Fraction | None, path: Path | str) -> Fraction:
 
 def _check_frame(frame: np.ndarray, shape: tuple[int, ...]) -> None:
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise ValueError(f"expected frames of uint8 (height, width, 3), came {frame.dtype} {frame.shape}")
+        raise ValueError(f"expected frames of uint8 (height, width, 3), got {frame.dtype} {frame.shape}")
     if frame.shape != shape:
-        raise ValueError(f"expected all frames as large as the first, {shape[:2]}, came {frame.shape[:2]}")
+        raise ValueError(f"expected all frames as large as the first, {shape[:2]}, got {frame.shape[:2]}")
