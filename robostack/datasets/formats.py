@@ -117,7 +117,9 @@ class _Selected:
         self.left_out = {given.get(key, key): why for key, why in reader.left_out.items()}
         has = {*self._old, *self.left_out}
         for what, keys in (("keep", selection.keep), ("leave out", selection.drop)):
-            if unknown := [key for key in keys if key not in has]:
+            # Timestamps that say no more than the rate are no feature, and may yet be left out by name.
+            usual = {"timestamp"} if what == "leave out" else set()
+            if unknown := [key for key in keys if key not in {*has, *usual}]:
                 raise DataError(f"{reader.path} has no {', '.join(unknown)} to {what}: it has {', '.join(sorted(has))}")
         if missing := [key for key in selection.keep if key in self.left_out and key not in selection.drop]:
             raise DataError(f"{reader.path}: {missing[0]} is not read: {self.left_out[missing[0]]}")

@@ -8,7 +8,7 @@
     videos/<key>/chunk-000/file-000.mp4   many          videos/chunk-000/<key>/episode_000000.mp4
 
 Where data and videos lie is said by templates in info.json. What LeRobot does not know, such as units, robostack keeps
-in meta/robostack.json, which LeRobot passes over.
+in robostack.json, which LeRobot passes over.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.lerobot_features import Source
 from robostack.datasets.lerobot_places import Place, read_places, read_table
 from robostack.datasets.lerobot_values import real, shown, whole
+from robostack.datasets.origin import FILE
 
 VERSIONS = ("v3.0", "v2.1", "v2.0")
 FILES_A_CHUNK = 1000
-OWN = "meta/robostack.json"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Metadata:
     unusable: Mapping[str, str]
     """Cameras whose files cannot be named, and why."""
     own: Mapping[str, Any]
-    """What robostack kept beside: provenance, and shapes, names and units of features."""
+    """What robostack kept beside: shapes, names and units of features."""
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -119,7 +119,7 @@ def _read_own(path: Path) -> dict[str, Any]:
     """What robostack kept of a data set that it wrote. It adds to what LeRobot says: where it is missing or damaged,
     there is nothing to add."""
     try:
-        own = read_json(path / OWN)
+        own = read_json(path / FILE)
     except (OSError, ValueError):
         return {}
     return own if isinstance(own, dict) else {}

@@ -90,10 +90,9 @@ class LeRobotReader:
             self._judge_timestamps()
         self.features: dict[str, Feature] = {key: source.feature for key, source in self._sources.items()}
         self.remarks: tuple[str, ...] = tuple(remarks)
-        own = meta.own.get("provenance")
         origin: dict[str, Any] = {"format": self.format, "path": self.path.resolve().name}
         origin |= {"dropped": list(drop)} if drop else {}
-        self.provenance: dict[str, Any] = {**(own if isinstance(own, dict) else {}), "source": origin}
+        self.provenance: dict[str, Any] = {"source": origin}
 
     @property
     def episodes(self) -> int:
@@ -124,7 +123,7 @@ class LeRobotReader:
             task = numbers(table, "task_index", _INDEX)
             times = self._times(table)
         except FeatureError as error:
-            raise FeatureError(error.feature, f"{error.what} ({self._named(episode, place.data)})") from error
+            raise FeatureError(error.feature, error.what, self._named(episode, place.data)) from error
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise fail(one_line(error)) from error
         for index in sorted(set(task.tolist())):
@@ -276,7 +275,7 @@ class LeRobotReader:
                     yield decode_depth(data, source.depth_factor) if source.feature.is_depth else decode(data)
                     index += 1
         except FeatureError as error:
-            raise FeatureError(key, f"{error.what} ({self._named(episode, place.data)}, frame {index})") from error
+            raise FeatureError(key, error.what, f"{self._named(episode, place.data)}, frame {index}") from error
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise fail(f"{key}, frame {index}: {one_line(error)}") from error
 

@@ -129,7 +129,7 @@ def header(data: bytes) -> Header:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as picture:
             return Header(picture.height, picture.width, picture.mode == "F" or picture.mode in _GRAYS[1:])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"the picture is damaged ({one_line(error)})") from error
+        raise _damaged(error) from error
 
 
 def _decoded(data: bytes, formats: tuple[str, ...] | None) -> tuple[np.ndarray, str]:
@@ -149,7 +149,11 @@ def _decoded(data: bytes, formats: tuple[str, ...] | None) -> tuple[np.ndarray, 
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"the picture is damaged ({one_line(error)})") from error
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> DataError:
+    return DataError(f"the picture is damaged ({one_line(error).partition(' <_io')[0]})")
 
 
 def _rgb(pixels: np.ndarray, mode: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from robostack.datasets.episodes import BOOKKEEPING, DataError, Feature, Frames
 from robostack.datasets.lerobot_reader import LeRobotReader
 from robostack.datasets.lerobot_statistics import PictureStatistics, sampled
 from robostack.datasets.lerobot_writer import LeRobotWriter
-from robostack.datasets.video import decode_frames, write_video
+from robostack.datasets.video import _decoded, frames_at, write_video
 
 LENGTHS = (9, 12, 7)
 TOP = "observation.images.top"
@@ -113,7 +113,7 @@ def test_lerobot_reads_what_robostack_writes(tmp_path, options, error):
 def test_robostack_reads_what_lerobot_writes(by_lerobot, images):
     reader, read, first = LeRobotReader(by_lerobot[images]), items(by_lerobot[images]), 0
     assert (reader.format, reader.fps, reader.robot, reader.episodes) == ("LeRobot v3.0", 25, "arm", 3)
-    assert {key: feature for key, feature in reader.features.items() if key != "timestamp"} == ARM_FEATURES
+    assert reader.features == ARM_FEATURES  # timestamps say no more than the rate
     for seed, length in enumerate(LENGTHS):
         episode, written = reader.read_episode(seed), make_arm_episode(length, seed)
         assert episode.task == arm_tasks(length, seed) and reader.length(seed) == length
@@ -126,7 +126,6 @@ def test_robostack_reads_what_lerobot_writes(by_lerobot, images):
                 assert np.array_equal(np.stack(list(episode.columns[key])), rows)
         for i in range(length):
             assert np.array_equal(picture(frames[i]), read[first + i][TOP])
-            assert np.asarray(episode.columns["timestamp"])[i] == read[first + i]["timestamp"]
         first += length
 
 
@@ -334,11 +333,12 @@ def test_reading_a_video_is_linear_in_its_frames(tmp_path, monkeypatch):
     decoded = [0]
 
     def counting(*args):
-        for frame in decode_frames(*args):
+        for frame in _decoded(*args):
             decoded[0] += 1
             yield frame
 
-    monkeypatch.setattr("robostack.datasets.lerobot_reader.decode_frames", counting)
+    monkeypatch.setattr("robostack.datasets.video._decoded", counting)
+    monkeypatch.setattr("robostack.datasets.lerobot_reader.decode_at", frames_at)  # in this process
     reader = LeRobotReader(path)
     for index in range(3):
         assert sum(1 for _ in reader.read_episode(index).columns[TOP]) == LENGTHS[index]

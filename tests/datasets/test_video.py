@@ -121,7 +121,7 @@ def test_the_header_tells_when_the_last_frame_ends(tmp_path, codec, count):
 
 def test_joining_holds_the_pieces_to_their_counts(tmp_path):
     write_video(tmp_path / "a.mp4", moving_disc(5), 25, H264_IN_ORDER)
-    with pytest.raises(ValueError, match=r"expected 6 frames in .*a\.mp4, came 5"):
+    with pytest.raises(ValueError, match=r"expected 6 frames in .*a\.mp4, got 5"):
         join_videos(tmp_path / "all.mp4", [(tmp_path / "a.mp4", 6)], 25)
     write_video(tmp_path / "a.mp4", moving_disc(5), 25)
     with pytest.raises(ValueError, match=r"expected no reordered frames in .*a\.mp4"):
