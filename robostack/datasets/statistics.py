@@ -8,6 +8,7 @@ The same data always gives the same draw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -59,7 +60,13 @@ class Statistics:
         if len({len(vector) for vector in vectors.values()}) != 1:
             lengths = {name: len(vector) for name, vector in vectors.items()}
             raise DataError(f"statistics of one feature differ in length: {lengths}: measure them again")
-        return Statistics(**vectors, count=values["count"], quantile_rows=values["quantile_rows"])
+        counts = values["count"], values["quantile_rows"]
+        numbers = [number for vector in vectors.values() for number in vector]
+        if not all(type(number) in (int, float) and math.isfinite(number) for number in (*numbers, *counts)):
+            raise DataError("expected finite numbers as statistics, got others: measure them again")
+        if any(low > high for low, high in zip(vectors["min"], vectors["max"], strict=True)) or min(vectors["std"]) < 0:
+            raise DataError("a minimum is above its maximum, or a deviation below 0: measure the statistics again")
+        return Statistics(**vectors, count=counts[0], quantile_rows=counts[1])
 
 
 class Accumulator:

@@ -1,21 +1,26 @@
 """Demonstrations in a Zarr v3 group: one flat array a feature, cut into episodes.
 
     <path>/                     group; attributes: format, fps, robot, features, tasks, provenance, statistics,
-                                episodes and segments
+                                episodes and segments (see `attributes`)
       episode_ends   (E,)       int64, index one past the last frame of each episode
       segment_ends   (S,)       int64, the same for each segment: frames of one episode that have one task
       segment_task   (S,)       int64, index of a segment's task text
-      <feature>      (N, ...)   one row a frame, uncompressed (see `rows`)
+      <feature>      (N, ...)   one row a frame, uncompressed, with a checksum for each chunk (see `rows`)
 
 Feature names are LeRobot's (`observation.state`, `action`, ...). An episode is written data first and counted
 last: the attributes `episodes` and `segments` are replaced by one atomic rename, and whatever lies beyond them is an
-append that never finished. A kill therefore loses the episode in flight and nothing else.
+append that never finished. A kill, or a full disk, therefore loses the episode in flight and nothing else. What
+`finish` has ended survives a power cut as well; before, checksums tell what did not reach the disk.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,6 +30,9 @@ import numpy as np
 import zarr
 from jaxtyping import Int
 
+from robostack.common.files import refuse_taken, room_needed, sync
+from robostack.common.text import one_line
+from robostack.datasets.attributes import FORMAT, INDEX, Attributes, check_text
 from robostack.datasets.episodes import (
     Column,
     DataError,
@@ -38,16 +46,16 @@ from robostack.datasets.episodes import (
 from robostack.datasets.rows import Rows
 from robostack.datasets.statistics import Statistics, of_columns, of_relative_actions
 
-FORMAT = "robostack-episodes-2"
-INDEX = ("episode_ends", "segment_ends", "segment_task")
 FRAMES_AT_ONCE = 64
 CHUNK_LEN = 50  # of the relative statistics that are stored; others are measured when they are asked for
+ENDS_AT_ONCE = 1 << 16
 
 
 class EpisodeWriter:
     """Appends whole episodes to a new store; `EpisodeWriter.resume` goes on with an old one.
 
-    Raises FileExistsError when something is already at `path`: a data set is never overwritten.
+    Raises FileExistsError when something other than an empty folder is at `path`: a data set is never overwritten.
+    Raises DataError for features that cannot be kept, and DiskFullError, from everything that writes.
     """
 
     def __init__(
@@ -59,46 +67,39 @@ class EpisodeWriter:
         robot: str | None = None,
     ) -> None:
         self.path, self.features = Path(path), dict(features)
-        if self.path.exists():
-            raise FileExistsError(f"{self.path} already exists: choose another path or remove it first")
-        if "action" not in features:
-            raise DataError(f"a data set needs the feature 'action', got {sorted(features)}")
-        attributes = {
-            "format": FORMAT,
-            "fps": fps,
-            "robot": robot,
-            "features": {key: asdict(feature) for key, feature in features.items()},
-            "tasks": [],
-            "provenance": dict(provenance or {}),
-            "statistics": None,
-            "episodes": 0,
-            "segments": 0,
-        }
-        zarr.create_group(store=str(self.path), attributes=attributes)
-        for key in INDEX:
-            Rows.create(self.path, key, (), "int64", is_image=False)
-        for key, feature in features.items():
-            Rows.create(self.path, key, feature.shape, feature.dtype, feature.is_camera)
-        self._open()
+        refuse_taken(self.path)
+        attributes = Attributes(FORMAT, fps, robot, self.features, (), dict(provenance or {}), None, 0, 0)
+        new = self.path.with_name(f".{self.path.name}.new")  # a kill leaves no store without some of its arrays
+        with self._room():
+            shutil.rmtree(new, ignore_errors=True)
+            zarr.create_group(store=str(new), attributes=attributes.to_json())
+            for key in INDEX:
+                Rows.create(new, key, (), "int64", is_camera=False)
+            for key, feature in features.items():
+                Rows.create(new, key, feature.shape, feature.dtype, feature.is_camera)
+            os.replace(new, self.path)
+        self._open(attributes)
 
     @classmethod
     def resume(cls, path: str | Path) -> EpisodeWriter:
         """Goes on after the last whole episode of the store at `path`. Raises DataError when it is damaged."""
         store = EpisodeStore(path)
         writer = cls.__new__(cls)
-        writer.path, writer.features = store.path, store.features
-        writer._open()
+        writer.path, writer.features = store.path, dict(store.features)
+        writer._open(Attributes.read(store.path))
         return writer
 
-    def _open(self) -> None:
+    def _open(self, attributes: Attributes) -> None:
         self._group = zarr.open_group(store=str(self.path), mode="r+")
-        attributes: dict[str, Any] = dict(self._group.attrs)
-        self._tasks, self._provenance = list(attributes["tasks"]), dict(attributes["provenance"])
-        self.episodes: int = attributes["episodes"]
-        self._segments: int = attributes["segments"]
-        self._rows = {key: Rows(self.path / key, "r+") for key in (*INDEX, *self.features)}
+        self._tasks, self._provenance = list(attributes.tasks), dict(attributes.provenance)
+        self.episodes, self._segments = attributes.episodes, attributes.segments
+        self._rows = {key: Rows(self.path, key, "r+") for key in (*INDEX, *self.features)}
         ends = self._rows["episode_ends"].read(max(0, self.episodes - 1), self.episodes)
         self._frames = int(ends[-1]) if len(ends) else 0
+
+    def _room(self) -> AbstractContextManager[None]:
+        whole = getattr(self, "episodes", 0)
+        return room_needed(self.path, f"its {whole} whole episodes are kept; make room and go on with it")
 
     def append(
         self, columns: Mapping[str, Column], task: str | Sequence[str], provenance: Mapping[str, Any] | None = None
@@ -107,8 +108,13 @@ class EpisodeWriter:
         frame. Entries of `provenance` replace those of the data set. Raises DataError and writes nothing if a feature
         is missing, unknown, of another shape or length, or not finite."""
         length = check_episode(columns, self.features)
-        start, end = self._frames, self._frames + length
         texts = task_of_each_frame(task, length)
+        check_text(*dict.fromkeys(texts))
+        with self._room():
+            return self._append(columns, length, texts, dict(provenance or {}))
+
+    def _append(self, columns: Mapping[str, Column], length: int, texts: list[str], provenance: dict[str, Any]) -> int:
+        start, end = self._frames, self._frames + length
         changes = [i for i in range(1, length) if texts[i] != texts[i - 1]]
         known = list(dict.fromkeys((*self._tasks, *texts)))
         for key in self.features:
@@ -124,7 +130,7 @@ class EpisodeWriter:
         counts = {"episode_ends": self.episodes + 1, **dict.fromkeys(INDEX[1:], self._segments + len(segments))}
         for key, rows in self._rows.items():
             rows.resize(counts.get(key, end))
-        described = self._provenance | dict(provenance or {})
+        described = self._provenance | provenance
         self._group.update_attributes(
             {
                 "tasks": known,
@@ -139,60 +145,89 @@ class EpisodeWriter:
         return self.episodes - 1
 
     def finish(self) -> None:
-        """Stores the statistics of the data set, and brings all of it to the disk."""
-        if self.episodes:
-            store = EpisodeStore(self.path)
-            features = {key: asdict(values) for key, values in store.statistics().items()}
-            relative = None
-            if store.why_not_relative() is None:
-                relative = {"chunk_len": CHUNK_LEN, "action": asdict(store.relative_statistics(CHUNK_LEN))}
-            self._group.update_attributes({"statistics": {"features": features, "relative": relative}})
+        """Brings the data set to the disk and stores its statistics. What is there already survives a failure."""
+        with self._room():
+            for path in (*self.path.rglob("*"), self.path, self.path.parent):
+                sync(path)
+            if self.episodes:
+                store = EpisodeStore(self.path)
+                features = {key: asdict(values) for key, values in store.statistics().items()}
+                relative = None
+                if store.why_not_relative() is None:
+                    relative = {"chunk_len": CHUNK_LEN, "action": asdict(store.relative_statistics(CHUNK_LEN))}
+                self._group.update_attributes({"statistics": {"features": features, "relative": relative}})
+                sync(self.path / "zarr.json")
+                sync(self.path)
         for rows in self._rows.values():
-            rows.flush()
             rows.close()
 
 
 class EpisodeStore:
-    """Reads a store. Opening reads no frames; everything else reads the rows that are asked for.
+    """Reads a store, from any number of threads. Opening reads no frames; everything else reads the rows that are asked
+    for.
 
-    Raises DataError in one line when the store is truncated or damaged.
+    Raises DataError in one line when the store is truncated or damaged. Chunks are held to their checksums by `verify`
+    alone.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not (self.path / "zarr.json").is_file():
-            raise DataError(f"{path} is not a robostack data set: expected a folder with zarr.json")
-        try:
-            attributes: dict[str, Any] = dict(zarr.open_group(store=str(self.path), mode="r").attrs)
-        except (ValueError, KeyError, TypeError) as error:
-            line = " ".join(str(error).split())[:200]
-            raise DataError(f"{path}/zarr.json cannot be read ({line}): restore it from a copy") from error
-        if attributes.get("format") != FORMAT:
-            raise DataError(f"{path}: expected format {FORMAT!r}, got {attributes.get('format')!r}: collect it again")
+        attributes = Attributes.read(self.path)
         self.format, self.left_out = "robostack", {}
         self.remarks: tuple[str, ...] = ()
-        self.fps: float = attributes["fps"]
-        self.robot: str | None = attributes["robot"]
-        self.tasks: tuple[str, ...] = tuple(attributes["tasks"])
-        self.provenance: dict[str, Any] = attributes["provenance"]
-        self.features = {
-            key: Feature(tuple(f["shape"]), f["dtype"], tuple(f["names"]), tuple(f["units"]))
-            for key, f in attributes["features"].items()
-        }
-        self._statistics: dict[str, Any] | None = attributes["statistics"]
-        self._rows = {key: Rows(self.path / key) for key in (*INDEX, *self.features)}
-        counts = {"episode_ends": attributes["episodes"], **dict.fromkeys(INDEX[1:], attributes["segments"])}
-        for key in INDEX:
-            self._rows[key].check(counts[key])
-        self.episode_ends, self._segment_ends, self._segment_task = (
-            self._rows[key].read(0, counts[key]) for key in INDEX
-        )
+        self.fps: float = attributes.fps
+        self.robot: str | None = attributes.robot
+        self.tasks: tuple[str, ...] = attributes.tasks
+        self.provenance: dict[str, Any] = attributes.provenance
+        self.features: Mapping[str, Feature] = attributes.features
+        self._statistics: dict[str, Any] | None = attributes.statistics
+        self._rows = {key: Rows(self.path, key) for key in (*INDEX, *self.features)}
+        index = {key: Feature((), "int64") for key in INDEX}
+        for key, feature in (index | dict(self.features)).items():
+            rows = self._rows[key]
+            if rows.shape != feature.shape or rows.dtype != np.dtype(feature.dtype):
+                expected, got = f"{feature.shape} {feature.dtype}", f"{rows.shape} {rows.dtype}"
+                raise self._damaged(f"expected {key} to have rows of {expected}, got {got}")
+        self.episode_ends = self._read_ends("episode_ends", attributes.episodes)
+        self._segment_ends = self._read_ends("segment_ends", attributes.segments)
+        self._rows["segment_task"].check(attributes.segments)
+        self._segment_task = self._rows["segment_task"].read(0, attributes.segments)
         self.frames = int(self.episode_ends[-1]) if self.episodes else 0
-        for ends in (self.episode_ends, self._segment_ends):
-            if np.any(np.diff(ends, prepend=0) <= 0) or (len(ends) and ends[-1] != self.frames):
-                raise DataError(f"{path} is damaged: the ends of {self.episodes} episodes do not rise; restore it")
+        if not set(self.episode_ends.tolist()) <= set(self._segment_ends.tolist()):
+            raise self._damaged("an episode does not end with one of its segments")
+        if attributes.segments and (self.frames != self._segment_ends[-1] or not self.episodes):
+            raise self._damaged("there are segments beyond the last episode")
+        if attributes.segments and not 0 <= self._segment_task.min() <= self._segment_task.max() < len(self.tasks):
+            raise self._damaged(f"a segment has none of the {len(self.tasks)} tasks")
         for key in self.features:
             self._rows[key].check(self.frames)
+
+    def _read_ends(self, key: str, count: int) -> np.ndarray:
+        rows, last, blocks = self._rows[key], 0, [np.empty(0, np.int64)]
+        rows.check(count)
+        for start in range(0, count, ENDS_AT_ONCE):  # or a file of nothing but holes would fill the memory
+            block = rows.read(start, min(count, start + ENDS_AT_ONCE))
+            if np.any(np.diff(block, prepend=last) <= 0):
+                raise self._damaged(f"the {count} {key} do not rise")
+            last = int(block[-1])
+            blocks.append(block)
+        return np.concatenate(blocks)
+
+    def _damaged(self, what: str) -> DataError:
+        return DataError(f"{self.path} is damaged: {what}: restore it from a copy")
+
+    def verify(self, episode: int | None = None) -> None:
+        """Holds the chunks that an episode lies in, or all chunks, to their checksums; each only once.
+
+        Raises DataError, naming array and chunk, for the first that does not match: its bytes are not those that were
+        written. Stores that were written before there were checksums have none, and pass. Takes about 0.4 s a GB.
+        """
+        start, stop = 0, self.frames
+        if episode is not None:
+            start, stop = int(self.episode_starts[episode]), int(self.episode_ends[episode])
+        counts = {"episode_ends": self.episodes, **dict.fromkeys(INDEX[1:], len(self._segment_ends))}
+        for key, rows in self._rows.items():
+            rows.verify(0 if key in counts else start, counts.get(key, stop), counts.get(key, self.frames))
 
     @property
     def episodes(self) -> int:
@@ -278,12 +313,10 @@ class EpisodeStore:
     def statistics(self, keys: Collection[str] | None = None) -> dict[str, Statistics]:
         """Of these features, by default of every number or vector of numbers: as the writer stored them, else measured
         now. The entries of a matrix stand row by row. Raises DataError for cameras, and numbers that are not finite."""
-        stored = {} if self._statistics is None else self._statistics["features"]
+        stored = {} if self._statistics is None else self._stored_statistics()[0]
         usual = stored or [key for key, feature in self.features.items() if _has_statistics(feature)]
         return {
-            key: Statistics.from_json(stored[key])
-            if key in stored
-            else of_columns([(partial(self.read_finite, key), self.frames)])
+            key: stored[key] if key in stored else of_columns([(partial(self.read_finite, key), self.frames)])
             for key in (usual if keys is None else keys)
         }
 
@@ -292,10 +325,23 @@ class EpisodeStore:
         stored for this length, else measured now. Raises DataError when state and action have not the same entries."""
         if problem := self.why_not_relative():
             raise DataError(problem)
-        relative = (self._statistics or {}).get("relative")
-        if relative is not None and relative["chunk_len"] == chunk_len:
-            return Statistics.from_json(relative["action"])
+        if self._statistics is not None and chunk_len in (stored := self._stored_statistics()[1]):
+            return stored[chunk_len]
         return of_relative_actions([(self.state_and_action, self.lengths.tolist(), chunk_len)])
+
+    def _stored_statistics(self) -> tuple[dict[str, Statistics], dict[int, Statistics]]:
+        """Of the features, and of relative actions by length of chunk. Raises DataError when they are damaged."""
+        try:
+            assert self._statistics is not None
+            features, relative = self._statistics["features"], self._statistics["relative"]
+            found = {key: Statistics.from_json(values) for key, values in features.items()}
+            moved = {} if relative is None else {relative["chunk_len"]: Statistics.from_json(relative["action"])}
+            for key, values in (*found.items(), *(("action", values) for values in moved.values())):
+                if len(values.mean) != math.prod(self.features[key].shape):
+                    raise ValueError(f"{len(values.mean)} entries of {key}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._damaged(f"its statistics cannot be read ({one_line(error, 200)})") from error
+        return found, moved
 
     def state_and_action(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
         """`observation.state` and `action` of one episode, (T, D) each."""

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import FEATURES, make_episode, write
 
+from robostack.common.files import DiskFullError
 from robostack.datasets.episodes import DataError, Frames
 from robostack.datasets.store import FRAMES_AT_ONCE, EpisodeStore, EpisodeWriter
 
@@ -108,7 +109,7 @@ def test_a_disk_that_fills_loses_the_episode_in_flight_alone(tmp_path: Path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(DiskFullError, match=r"the disk is full at .*data: its 1 whole episodes are kept"):
             writer.append(make_episode(4, seed=1), "another task", {"seeds": [0, 1]})
     writer.append(make_episode(5, seed=2), "task")
     store = EpisodeStore(tmp_path / "data")
