@@ -31,6 +31,7 @@ import numpy as np
 import zarr
 from jaxtyping import Int
 from zarr.codecs import Crc32cCodec
+from zarr.storage import LocalStore
 
 from robostack.common.files import read_json
 from robostack.common.text import one_line
@@ -77,9 +78,9 @@ class Rows:
         chunk = max(1, min(IMAGES_A_CHUNK if is_camera else ROWS_A_CHUNK, CHUNK_BYTES // row_bytes))
         for group in (store / key).relative_to(store).parents[:-1]:
             if not (store / group / "zarr.json").exists():
-                zarr.create_group(store=str(store / group))
+                zarr.create_group(store=LocalStore(store / group))
         zarr.create_array(
-            store=str(store / key), shape=(0, *shape), chunks=(chunk, *shape), dtype=dtype, filters=None,
+            store=LocalStore(store / key), shape=(0, *shape), chunks=(chunk, *shape), dtype=dtype, filters=None,
             compressors=Crc32cCodec(),
         )  # fmt: skip
 
@@ -115,7 +116,7 @@ class Rows:
     def resize(self, rows: int) -> None:
         """Tells other Zarr readers how many rows there are."""
         if self._array is None:
-            self._array = zarr.open_array(store=str(self.folder), zarr_format=3, mode="r+")
+            self._array = zarr.open_array(store=LocalStore(self.folder), zarr_format=3, mode="r+")
         self._array.resize((rows, *self.shape))
         self._length = rows
 

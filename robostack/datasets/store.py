@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import zarr
 from jaxtyping import Int
+from zarr.storage import LocalStore
 
 from robostack.common.files import refuse_taken, room_needed, sync
 from robostack.common.text import one_line
@@ -72,7 +73,7 @@ class EpisodeWriter:
         new = self.path.with_name(f".{self.path.name}.new")  # a kill leaves no store without some of its arrays
         with self._room():
             shutil.rmtree(new, ignore_errors=True)
-            zarr.create_group(store=str(new), attributes=attributes.to_json())
+            zarr.create_group(store=LocalStore(new), attributes=attributes.to_json())
             for key in INDEX:
                 Rows.create(new, key, (), "int64", is_camera=False)
             for key, feature in features.items():
@@ -90,7 +91,7 @@ class EpisodeWriter:
         return writer
 
     def _open(self, attributes: Attributes) -> None:
-        self._group = zarr.open_group(store=str(self.path), mode="r+")
+        self._group = zarr.open_group(store=LocalStore(self.path), mode="r+")
         self._tasks, self._provenance = list(attributes.tasks), dict(attributes.provenance)
         self.episodes, self._segments = attributes.episodes, attributes.segments
         self._rows = {key: Rows(self.path, key, "r+") for key in (*INDEX, *self.features)}

@@ -2,10 +2,14 @@
 
 import errno
 import os
+import re
+import resource
 import shutil
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from support import FEATURES, make_episode, write
 
 from robostack.common.files import DiskFullError
+from robostack.datasets import store as store_module
 from robostack.datasets.episodes import DataError, Frames
 from robostack.datasets.store import FRAMES_AT_ONCE, EpisodeStore, EpisodeWriter
 
@@ -116,6 +121,92 @@ def test_a_disk_that_fills_loses_the_episode_in_flight_alone(tmp_path: Path, mon
     assert store.tasks == ("task",) and store.provenance == {}
     assert [store.length(i) for i in range(store.episodes)] == [4, 5]
     assert np.array_equal(store.episode(1)["action"], make_episode(5, seed=2)["action"])
+
+
+@contextmanager
+def full_disk(largest_file: int) -> Iterator[None]:
+    """No file of this process can grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [0, 10, 2000, 1 << 17])
+@pytest.mark.parametrize("stage", ["append", "finish"])
+def test_what_was_whole_survives_a_full_disk_and_is_gone_on_with(tmp_path: Path, limit: int, stage: str) -> None:
+    writer = EpisodeWriter(tmp_path / "data", FEATURES, 50)
+    for seed in range(2):
+        writer.append(make_episode(9, seed), "task")
+    if stage == "append" or limit < 10_000:
+        kept = "the disk is full at " + str(tmp_path / "data") + ": its 2 whole episodes are kept"
+        with pytest.raises(DiskFullError, match=re.escape(kept)), full_disk(limit):
+            writer.append(make_episode(9, 99), "task") if stage == "append" else writer.finish()
+    EpisodeStore(tmp_path / "data").verify()
+    writer = EpisodeWriter.resume(tmp_path / "data")
+    writer.append(make_episode(9, 2), "task")
+    writer.finish()
+    store = EpisodeStore(tmp_path / "data")
+    store.verify()
+    for episode in range(3):
+        assert np.array_equal(store.episode(episode)["action"], make_episode(9, episode)["action"])
+
+
+def test_a_disk_that_is_full_at_once_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError, match="the disk is full at"), full_disk(10):
+        EpisodeWriter(tmp_path / "data", FEATURES, 50)
+    write(tmp_path / "data", [4])  # the path is free
+    assert EpisodeStore(tmp_path / "data").episodes == 1
+
+
+def test_an_empty_folder_is_free(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data", [4])
+    assert EpisodeStore(tmp_path / "data").episodes == 1 and [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_writer_that_is_killed_while_it_begins_leaves_the_path_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "os", SimpleNamespace(replace=killed))
+        with pytest.raises(KeyboardInterrupt):
+            EpisodeWriter(tmp_path / "data", FEATURES, fps=50)
+    write(tmp_path / "data", [4])
+    assert EpisodeStore(tmp_path / "data").episodes == 1 and [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_all_that_counts_is_on_the_disk_before_it_is_said_to_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Order at a power cut: every file and folder, then the attributes with the statistics, then their folder."""
+    write(tmp_path / "data", [4, 5])
+    writer, order = EpisodeWriter.resume(tmp_path / "data"), list[str]()
+    sync, update = store_module.sync, writer._group.update_attributes
+    monkeypatch.setattr(store_module, "sync", lambda path: (order.append(str(path)), sync(path)))
+    monkeypatch.setattr(zarr.Group, "update_attributes", lambda _, new: (order.append("statistics"), update(new)))
+    writer.finish()
+    before, after = order[: order.index("statistics")], order[order.index("statistics") + 1 :]
+    assert {str(path) for path in (tmp_path / "data").rglob("*")} | {str(tmp_path), str(tmp_path / "data")} == set(
+        before
+    )
+    assert after == [str(tmp_path / "data" / "zarr.json"), str(tmp_path / "data")]
+
+
+def test_a_finished_store_that_goes_on_has_the_statistics_of_all(tmp_path: Path) -> None:
+    write(tmp_path / "data", [4])
+    EpisodeWriter.resume(tmp_path / "data").finish()
+    writer = EpisodeWriter.resume(tmp_path / "data")
+    writer.append(make_episode(5, 3), "task", {"seeds": [0, 3]})
+    assert EpisodeStore(tmp_path / "data").statistics()["action"].count == 9
+    writer.finish()
+    store = EpisodeStore(tmp_path / "data")
+    assert store.statistics()["action"].count == 9 and store.provenance == {"seeds": [0, 3]}
 
 
 def test_zarr_reads_the_same_arrays(tmp_path: Path) -> None:
