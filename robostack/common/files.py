@@ -43,11 +43,11 @@ def is_disk_full(error: BaseException | None) -> bool:
 @contextmanager
 def room_needed(where: Path | Callable[[], Path], kept: str) -> Iterator[None]:
     """Turns whatever a full disk raises within into one DiskFullError: where it was, and `kept`, what the user still
-    has and how to go on."""
+    has and how to go on. Of several around each other the outermost speaks: it knows what command was given."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, DiskFullError) or not is_disk_full(error):
+        if not is_disk_full(error):
             raise
         place = where if isinstance(where, Path) else where()
         raise DiskFullError(f"the disk is full at {place}: {kept}") from error

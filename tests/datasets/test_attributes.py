@@ -36,7 +36,9 @@ def refused(path: Path) -> str:
     """What opening and reading everything of a store says, in one line."""
     with pytest.raises(DataError) as told:
         store = EpisodeStore(path)
-        store.statistics(), store.relative_statistics(50), store.verify()
+        store.statistics()
+        store.relative_statistics(50)
+        store.verify()
         for episode in range(store.episodes):
             store.read_episode(episode)
     line = str(told.value)

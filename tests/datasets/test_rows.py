@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 from support import FEATURES, make_episode, write
 
 from robostack.datasets import rows as rows_module
+from robostack.datasets.convert import ConvertConfig, VerificationError, convert
 from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.inspection import inspect
 from robostack.datasets.store import INDEX, EpisodeStore, EpisodeWriter
 
 
@@ -168,10 +172,39 @@ def test_a_damaged_chunk_concerns_its_own_episodes_alone(tmp_path: Path, small_c
     write(tmp_path / "data", [7, 7, 7])
     flip(tmp_path / "data" / "action" / "c" / "1" / "0", 0)
     store = EpisodeStore(tmp_path / "data")
-    for episode in (0, 2):
-        store.verify(episode)
-    with pytest.raises(DataError, match=r"action: chunk c/1/0 \(rows 7 to 13\)"):
-        store.verify(1)
+    for read in (store.verify, store.read_episode):
+        for episode in (0, 2):
+            read(episode)
+        with pytest.raises(DataError, match=r"action: chunk c/1/0 \(rows 7 to 13\)"):
+            read(1)
+
+
+def test_inspect_and_convert_hold_chunks_to_their_checksums(tmp_path: Path, small_chunks: None) -> None:
+    write(tmp_path / "data", [7, 7, 7])
+    flip(tmp_path / "data" / "action" / "c" / "1" / "0", 0)
+    problems = inspect(EpisodeStore(tmp_path / "data")).problems
+    assert [problem.episodes for problem in problems if "checksum" in problem.text] == [(1,)]
+    config = ConvertConfig(tmp_path / "data", tmp_path / "new", to="diffusion-policy")
+    with pytest.raises(DataError, match=r"episode 1: .*action: chunk c/1/0 .*checksum"):
+        convert(config)
+    shutil.rmtree(tmp_path / ".new.partial")
+    assert list(convert(replace(config, skip_damaged=True)).left_out) == [1]
+
+
+def test_a_conversion_whose_result_the_disk_garbles_is_not_a_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "data", [7, 7])
+    convert(ConvertConfig(tmp_path / "data", tmp_path / "other", to="diffusion-policy"))
+    finish = EpisodeWriter.finish
+
+    def garbled(writer: EpisodeWriter) -> None:
+        finish(writer)
+        flip(writer.path / "observation.images.top" / "c" / "0" / "0" / "0" / "0", 6 * 5 * 3 * 4)  # no frame compared
+
+    monkeypatch.setattr(EpisodeWriter, "finish", garbled)
+    with pytest.raises(VerificationError, match=r"observation.images.top: chunk c/0/0/0/0 .*checksum"):
+        convert(ConvertConfig(tmp_path / "other", tmp_path / "new", fps=50))
 
 
 def test_nothing_is_added_to_a_chunk_that_is_damaged(tmp_path: Path) -> None:
