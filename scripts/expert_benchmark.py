@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import benchmark_pages
 from benchmark_pages import (
-    RESULTS,
     Record,
     commits_and_dates,
     how_made,
@@ -119,7 +119,7 @@ def main() -> None:
         records = {**_earlier(), case.level: record}  # another core may have written since
         chosen = [records[case.level] for case in CASES if case.level in records]
         text = json.dumps(chosen, indent=None).replace('{"level"', '\n{"level"') + "\n"
-        write_file(RESULTS / "experts.json", text)
+        write_file(benchmark_pages.RESULTS / "experts.json", text)
         _write()
 
 
@@ -261,7 +261,7 @@ def _draw(records: Sequence[Record]) -> None:
         if sized:
             axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     panels[0].set_ylabel("solved, of the episodes of an update")
-    figure.savefig(RESULTS / "experts.svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(benchmark_pages.RESULTS / "experts.svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
 
 

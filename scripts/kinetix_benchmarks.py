@@ -50,6 +50,8 @@ def mixture_runs(folder: Path) -> list[Run]:
     steps, flags = TRAINING["decision_transformer"]
     masters, runs = experts(), []
     for level in LEVELS:
+        if level not in masters:
+            raise SystemExit(f"there is no expert of {level} yet: run scripts/benchmark_experts first")
         checkpoints = RUNS / "experts" / level / "checkpoints"
         players = [str(checkpoints / f"update-{quality['update']:08d}") for quality in masters[level]["qualities"]]
         for label, more in ((TOLD, ()), (CLONED, ("--policy.no-conditioned",))):

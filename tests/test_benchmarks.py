@@ -26,6 +26,15 @@ WRITERS["composition"] = lambda: energy_composition.write(energy_composition.rec
 WRITERS["generalist"] = kinetix_generalist.write
 
 
+def write_experts() -> None:
+    import expert_benchmark  # with JAX
+
+    expert_benchmark._write()
+
+
+WRITERS["experts"] = write_experts
+
+
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of results to write in."""
