@@ -244,7 +244,7 @@ def inspect(arguments: list[str]) -> int:
         show.print_inspection(inspection, console)
     if page is not None:
         say(f"page: {page}")
-    return 0
+    return 1 if inspection.wrong else 0
 
 
 def train(arguments: list[str]) -> int:

@@ -16,11 +16,17 @@ from robostack.datasets.episodes import Feature
 # fmt: off
 Kind = Literal[
     "unreadable", "not finite", "no rate", "no task", "dropped frames", "off the rate", "not rising", "late start",
-    "jump", "beyond limits", "short", "black image", "flat image", "frozen camera", "constant", "hardly varies",
+    "jump", "beyond limits", "short", "black image", "flat image", "frozen camera", "left out", "set right",
+    "coarse times", "constant", "hardly varies",
 ]
 # fmt: on
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """Most serious first."""
+NOTES = ("no rate", "no task", "late start", "short", "left out", "set right", "coarse times", "constant")
+NOTES += ("hardly varies",)
+"""Kinds that sound data has too: good to know, and nothing to mend before training."""
+
+Severity = Literal["problem", "note"]
 
 STEPS_KEPT = 100
 """Of each entry, the largest steps are kept; as many jumps may be more."""
@@ -28,7 +34,7 @@ STEPS_KEPT = 100
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong: where, and a line that tells it. Without `episodes` it holds for the whole data set."""
+    """A finding: where, and a line that tells it. Without `episodes` it holds for the whole data set."""
 
     kind: Kind
     text: str
@@ -39,6 +45,8 @@ class Problem:
     frame: int | None = None
     """The worst place, in the first of `episodes`."""
     count: int = 1
+    severity: Severity = "problem"
+    """A problem is to be mended; a note is good to know."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,7 @@ class Inspection:
     """Task text to episodes with it, most first."""
     features: tuple[FeatureSummary, ...]
     problems: tuple[Problem, ...]
+    """All findings, most serious first; `wrong` are those to mend."""
     rows: Mapping[str, Float[np.ndarray, "_ _"]]
     """Rows drawn evenly from all, in order, a bounded number."""
     curves: Mapping[str, tuple[Curve, ...]]
@@ -106,6 +115,14 @@ class Inspection:
     @property
     def frames(self) -> int:
         return sum(self.lengths.values())
+
+    @property
+    def wrong(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.severity == "problem")
+
+    @property
+    def notes(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.severity == "note")
 
     def to_json(self) -> dict[str, Any]:
         """Everything but what is only there to be drawn."""
@@ -120,6 +137,7 @@ class Inspection:
                 for summary in self.features
             },
             "problems": [asdict(problem) for problem in self.problems],
+            "counts": {"problem": len(self.wrong), "note": len(self.notes)},
             "provenance": dict(self.provenance),
         }
 
@@ -133,6 +151,8 @@ class Places:
     episode: int = 0
     frame: int = 0
     episodes: dict[int, None] = field(default_factory=dict)
+    harmless: bool = False
+    """Whether every place is within what data may do."""
 
     def add(self, episode: int, frame: int, worst: float = 0.0, count: int = 1) -> None:
         self.count += count
@@ -155,9 +175,13 @@ def problem_at(kind: Kind, key: str | None, feature: Feature | None, entry: int 
     name = None if feature is None or entry is None else entry_name(feature, entry)
     unit = "" if feature is None or entry is None else entry_unit(feature, entry)
     text = _line(kind, " ".join(part for part in (key, name) if part), unit, places)
+    # A last reward that nobody knew is common, and only policies that ask for returns need it.
+    aside = kind == "not finite" and not (key or "").startswith(("observation.", "action"))
+    severity = "note" if kind in NOTES or aside or places.harmless else "problem"
     if kind in ("constant", "hardly varies"):
-        return Problem(kind, text, key, name)
-    return Problem(kind, text, key, name, places.ordered, None if kind == "short" else places.frame, places.count)
+        return Problem(kind, text, key, name, severity=severity)
+    frame = None if kind in ("short", "coarse times") else places.frame
+    return Problem(kind, text, key, name, places.ordered, frame, places.count, severity)
 
 
 def _line(kind: Kind, where: str, unit: str, places: Places) -> str:
@@ -169,9 +193,11 @@ def _line(kind: Kind, where: str, unit: str, places: Places) -> str:
         "not finite": f"{where}: {count} value{plural} not finite; first: {places}",
         "no task": f"no task text in {episodes}; first: {places}",
         "dropped frames": f"{count} frame{plural} dropped; most ({worst:.0f}) before {places}",
-        "off the rate": f"timestamps off the rate {count} time{plural}; worst by {worst:.2g} frames at {places}",
+        "off the rate": f"timestamps off the rate {count} time{plural}{', within half a frame' * places.harmless}; "
+        f"worst by {worst:.2g} frames at {places}",
+        "coarse times": f"timestamps of {episodes} are too coarse to tell frames apart, and were not checked",
         "not rising": f"timestamps do not rise {count} time{plural}; worst by {worst:.3g} s at {places}",
-        "late start": f"timestamps of {episodes} do not start at 0; worst by {worst:.3g} s in {places}",
+        "late start": f"timestamps of {episodes} do not start at 0; largest {worst:.3g} s in {places}",
         "jump": f"{where} jumps {'at least ' * (count >= STEPS_KEPT)}{count} time{plural}; "
         f"worst by {worst:.3g}{unit and ' ' + unit} to {places}",
         "beyond limits": f"{where}: {count} angle{plural} beyond a full turn; worst {worst:.3g} rad at {places}",
@@ -184,18 +210,11 @@ def _line(kind: Kind, where: str, unit: str, places: Places) -> str:
     }[kind]
 
 
-def entries_of(feature: Feature) -> int:
-    """How many numbers one frame of the feature holds."""
-    return math.prod(feature.shape)
-
-
 def entry_name(feature: Feature, entry: int) -> str:
     """The entry's name; its index where entries have none, nothing for a scalar."""
-    if len(feature.names) == entries_of(feature):
-        return feature.names[entry]
-    return ",".join(str(int(index)) for index in np.unravel_index(entry, feature.shape)) if feature.shape else ""
+    return feature.entry_names[entry]
 
 
 def entry_unit(feature: Feature, entry: int) -> str:
     """The entry's unit; nothing where it is not known."""
-    return feature.units[entry] if len(feature.units) == entries_of(feature) else ""
+    return feature.units[entry] if len(feature.units) == feature.entries else ""

@@ -5,8 +5,10 @@ set, three frames each, but every video is held to the end it must reach. The pa
 samples, whose size does not grow with the data.
 
 A jump is a step between two neighbouring frames that nothing real makes: an angle (unit rad or deg) faster than
-`max_joint_speed`; any other entry by more than half of its whole range and ten times its mean step. Entries of a few
-values and grippers switch by nature and are not judged by their range, nor are entries that hardly vary.
+`max_joint_speed`; any other entry by more than half of its whole range and ten times its mean step, and `min_std` where
+it hardly varies otherwise. Grippers, and entries of a few values that vary, switch by nature and are not judged so.
+
+Timestamps are held to the bound that conversion and training hold them to (`timing`).
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from robostack.datasets.episodes import Column, DataError, EpisodeReader, Feature, Frames
+from robostack.common.text import one_line
+from robostack.datasets.episodes import Column, DataError, Episode, EpisodeReader, Feature, FeatureError, Frames
 from robostack.datasets.findings import (
     KINDS,
     STEPS_KEPT,
@@ -34,12 +37,12 @@ from robostack.datasets.findings import (
     Picture,
     Places,
     Problem,
-    entries_of,
     entry_name,
     entry_unit,
     problem_at,
 )
 from robostack.datasets.statistics import SMALLEST_SCALE, Accumulator
+from robostack.datasets.timing import LARGEST_DEVIATION, deviation, resolves
 
 ANGLES = {"rad": 1.0, "radian": 1.0, "radians": 1.0, "deg": math.pi / 180, "degree": math.pi / 180}
 ANGLES |= {"degrees": ANGLES["deg"]}
@@ -54,6 +57,8 @@ POINTS_KEPT = 400
 """Of an episode, for a curve."""
 FRAMES_DECODED = 1000
 """Of an episode's camera; a frame can be had only by decoding those before it."""
+WORTH_TELLING = 0.1
+"""Frames that timestamps are off the rate."""
 BLACK = 16
 """What video coding makes of black."""
 THUMBNAIL = 192
@@ -141,13 +146,18 @@ class _Survey:
         self.lengths: dict[int, int] = {}
         self.tasks: Counter[str] = Counter()
         self.places: dict[tuple[Kind, str | None, int | None], Places] = {}
-        self.unreadable: list[Problem] = []
+        self.told = [
+            *(_note("left out", f"{key} is left out: {why}", key) for key, why in reader.left_out.items()),
+            *(_note("set right", remark) for remark in reader.remarks),
+        ]
+        """What is known without looking at every episode, and what one episode says of itself."""
+        self.remarks: dict[str, list[int]] = {}
         self.curves: dict[str, list[Curve]] = {key: [] for key in self.running}
         self.pictures: list[Picture] = []
 
     def _max_step(self, feature: Feature) -> np.ndarray:
         """The largest step of each angle from a frame to the next; infinite for entries judged by their range."""
-        angles = [_angle(feature, entry) for entry in range(entries_of(feature))]
+        angles = [_angle(feature, entry) for entry in range(feature.entries)]
         fps, speed = self.reader.fps, self.config.max_joint_speed
         return np.array([speed / fps / angle if fps and angle else math.inf for angle in angles])
 
@@ -155,19 +165,39 @@ class _Survey:
         """Reads and measures one episode; nothing of it stays but copies."""
         try:
             self.lengths[number] = self.reader.length(number)
-            episode = self.reader.read_episode(number)
+            episode = self._read(number)
             self._check(episode.columns, self.lengths[number])
         except DataError as error:
-            text = f"episode {number} cannot be read: {_line(error)}"
-            self.unreadable.append(Problem("unreadable", text, episodes=(number,)))
+            text = f"episode {number} cannot be read: {one_line(error)}"
+            self.told.append(Problem("unreadable", text, episodes=(number,)))
             return
+        for remark in episode.remarks:
+            self.remarks.setdefault(remark, []).append(number)
         for key, running in self.running.items():
             rows = np.asarray(episode.columns[key]).reshape(self.lengths[number], -1).astype(np.float64)
             self._measure(number, key, running, rows)
+        if "timestamp" in self.running and (times := np.asarray(episode.columns["timestamp"])).size == len(times):
+            self._look_at_times(number, times.reshape(-1))
         self._look_at_tasks(number, episode.task)
         for key, feature in self.reader.features.items():
-            if feature.is_image:
+            if feature.is_camera:
                 self._look_at_camera(number, key, episode.columns[key])
+
+    def _read(self, number: int) -> Episode:
+        """An episode; a feature that turns out to be of no kind that can be kept is left out from here on."""
+        while True:
+            try:
+                return self.reader.read_episode(number)
+            except FeatureError as error:
+                others = [key for key in self.reader.features if key != error.feature]
+                if error.feature not in self.reader.features or not others:
+                    raise
+                text = f"{error.feature} is left out from episode {number} on: {one_line(error)}"
+                needed = error.feature in ("action", "observation.state")
+                found = Problem("unreadable", text, error.feature) if needed else _note("left out", text, error.feature)
+                self.told.append(replace(found, episodes=(number,)))
+                self.reader.select(others)
+                self.running.pop(error.feature, None)
 
     def _check(self, columns: Mapping[str, Column], length: int) -> None:
         for key, feature in self.reader.features.items():
@@ -187,8 +217,6 @@ class _Survey:
             bad = np.flatnonzero(~known[:, entry])
             self._place("not finite", key, int(entry)).add(number, int(bad[0]), count=len(bad))
         running.add(number, rows)
-        if key == "timestamp" and rows.shape[1] == 1 and known.all():
-            self._look_at_times(number, rows[:, 0])
         feature = self.reader.features[key]
         for entry in range(rows.shape[1]):
             radians = np.abs(np.where(known[:, entry], rows[:, entry], 0.0)) * _angle(feature, entry)
@@ -200,31 +228,39 @@ class _Survey:
             self.curves[key].append(Curve(number, stride, rows[::stride].copy()))
 
     def _look_at_times(self, number: int, times: np.ndarray) -> None:
-        gaps = np.diff(times)
-        period = 1 / self.reader.fps if self.reader.fps else float(np.median(gaps)) if len(gaps) else 0.0
-        if abs(times[0]) > period / 2:
-            self._place("late start", "timestamp").add(number, 0, float(abs(times[0])))
-        if (gaps <= 0).any():
-            frame = int(gaps.argmin())
-            self._place("not rising", "timestamp").add(
-                number, frame + 1, abs(float(gaps[frame])), int((gaps <= 0).sum())
-            )
-        if self.reader.fps is None:
+        """Timestamps (frames,) in seconds, of the type they are stored in."""
+        if len(times) == 0 or not np.isfinite(times).all():
             return
-        periods = gaps * self.reader.fps
-        missing = np.where(periods >= 1.5, np.rint(periods) - 1, 0)
+        fps, seconds = self.reader.fps, times.astype(np.float64)
+        gaps = np.diff(seconds)
+        if not resolves(times, fps or 1.0):
+            self._place("coarse times", "timestamp").add(number, 0)
+            return
+        period = 1 / fps if fps else float(np.median(gaps)) if len(gaps) else 0.0
+        if abs(seconds[0]) > period / 2:
+            self._place("late start", "timestamp").add(number, 0, float(abs(seconds[0])))
+        falls = gaps <= 0
+        if falls.any():
+            worst = int(gaps.argmin())
+            self._place("not rising", "timestamp").add(number, worst + 1, -float(gaps[worst]), int(falls.sum()))
+        if fps is None:
+            return
+        harmless = deviation(times, fps).periods <= LARGEST_DEVIATION
+        periods = gaps * fps
+        missing = np.where((periods >= 1.5) & (not harmless), np.rint(periods) - 1, 0)
         if missing.any():
-            frame = int(missing.argmax())
-            self._place("dropped frames", "timestamp").add(number, frame + 1, missing[frame], int(missing.sum()))
-        off = np.where((periods > 0) & (periods < 1.5), np.abs(periods - 1), 0.0)
-        off[off <= 0.1] = 0.0
-        if (gaps > 0).all():
+            worst = int(missing.argmax())
+            self._place("dropped frames", "timestamp").add(number, worst + 1, missing[worst], int(missing.sum()))
+        off = np.where((periods > 0) & (missing == 0), np.abs(periods - 1), 0.0)
+        off[off <= WORTH_TELLING] = 0.0
+        if not falls.any():
             # Gaps that are all a little too long add up: from half a frame on, a time means another frame.
             drift = np.abs(np.cumsum(periods - 1 - missing))
             off = np.maximum(off, np.where(drift > 0.5, drift, 0.0))
         if off.any():
-            frame = int(off.argmax())
-            self._place("off the rate", "timestamp").add(number, frame + 1, float(off[frame]), int((off > 0).sum()))
+            worst, place = int(off.argmax()), self._place("off the rate", "timestamp")
+            place.harmless = harmless and (place.harmless or not place.count)
+            place.add(number, worst + 1, float(off[worst]), int((off > 0).sum()))
 
     def _look_at_tasks(self, number: int, task: Sequence[str]) -> None:
         self.tasks.update(list(dict.fromkeys(task)))
@@ -241,9 +277,10 @@ class _Survey:
                 frames.check()
             chosen = dict(zip(wanted, _frames(frames, wanted), strict=True))
         except DataError as error:
-            text = f"{key} of episode {number} cannot be read: {_line(error)}"
-            self.unreadable.append(Problem("unreadable", text, key, episodes=(number,)))
+            text = f"{key} of episode {number} cannot be read: {one_line(error)}"
+            self.told.append(Problem("unreadable", text, key, episodes=(number,)))
             return
+        chosen = {frame: _shown(pixels) for frame, pixels in chosen.items()}
         for frame, pixels in chosen.items():
             if pixels.max() <= BLACK:
                 self._place("black image", key).add(number, frame)
@@ -265,10 +302,13 @@ class _Survey:
             if running is not None and key.startswith(("observation", "action")):
                 self._judge(key, feature, running)
         self._judge_lengths()
-        problems = [*self.unreadable, *map(self._problem, self.places)]
+        problems = [*self.told, *map(self._problem, self.places)]
+        for remark, episodes in self.remarks.items():
+            where = f"episode {episodes[0]}" + f" and {len(episodes) - 1} more" * (len(episodes) > 1)
+            problems.append(replace(_note("set right", f"{remark} ({where})"), episodes=tuple(episodes)))
         if self.reader.fps is None:
             text = "the data set records no rate: speeds of joints and gaps between timestamps were not checked"
-            problems.append(Problem("no rate", text))
+            problems.append(_note("no rate", text))
         reader = self.reader
         return Inspection(
             path=reader.path,
@@ -297,11 +337,12 @@ class _Survey:
                 self._place(kind, key, entry).worst = float(figures.std[entry])
             limit = float(running.max_step[entry])
             if math.isinf(limit):
-                switches = running.values[entry] is not None or "gripper" in entry_name(feature, entry).lower()
-                if still or switches or figures.count[entry] == 0:
+                few = running.values[entry] is not None and not still
+                if few or "gripper" in entry_name(feature, entry).lower() or figures.count[entry] == 0:
                     continue
                 mean_step = running.step_sum[entry] / max(running.step_count[entry], 1)
                 limit = max((figures.max[entry] - figures.min[entry]) / 2, 10 * mean_step)
+                limit = max(limit, self.config.min_std) if still else limit
             for size, episode, frame in running.steps[entry]:
                 if size > limit:
                     self._place("jump", key, entry).add(episode, frame, size)
@@ -328,7 +369,7 @@ def _figures(feature: Feature, running: Accumulator) -> tuple[Entry, ...]:
 
 
 def _measured(feature: Feature) -> bool:
-    return not feature.is_image and np.dtype(feature.dtype).kind in "biuf" and entries_of(feature) <= WIDEST
+    return not feature.is_camera and feature.entries <= WIDEST
 
 
 def _angle(feature: Feature, entry: int) -> float:
@@ -350,6 +391,18 @@ def _frames(frames: Column, wanted: Sequence[int]) -> Iterator[np.ndarray]:
         raise DataError(f"expected {len(frames)} frames, the source ends before frame {wanted[found]}")
 
 
+def _note(kind: Kind, text: str, feature: str | None = None) -> Problem:
+    return Problem(kind, text, feature, severity="note")
+
+
+def _shown(pixels: np.ndarray) -> np.ndarray:
+    """A frame as it can be shown: of depth the farther the brighter, black where nothing was measured."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    scaled = pixels.astype(np.float64) * (255.0 / max(int(pixels.max()), 1))
+    return np.rint(scaled).astype(np.uint8).repeat(3, axis=-1)
+
+
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     """The means of square blocks, so that no side is much longer than `THUMBNAIL`."""
     block = min(-(-max(pixels.shape[:2]) // THUMBNAIL), *pixels.shape[:2])
@@ -360,7 +413,3 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -41,7 +41,8 @@ def write_inspection(path: Path | str, inspection: Inspection) -> None:
         (
             _header(title, inspection),
             _headline(inspection),
-            _problems(inspection.problems),
+            _problems(inspection.wrong),
+            _notes(inspection.notes),
             _cameras(inspection.pictures),
             _dimensions(inspection),
             _features(inspection.features),
@@ -73,8 +74,11 @@ def _headline(inspection: Inspection) -> str:
     fps = inspection.fps
     rate = f"{number(fps, 'g')}<small> Hz</small>" if fps else '–<small class="bad"> not recorded</small>'
     time = f"{_duration(inspection.frames / fps)} at this rate." if fps else "How long they took is not known."
-    count = len(inspection.problems)
-    pictures = f"{len(inspection.pictures)} frames of cameras" if inspection.pictures else "no frame of a camera"
+    count, notes = len(inspection.wrong), len(inspection.notes)
+    cameras = any(summary.feature.is_camera for summary in inspection.features)
+    pictures = f", and {len(inspection.pictures)} camera frames" if inspection.pictures else ""
+    looked = f"All numbers were checked{pictures}{', but no camera frame' * (cameras and not pictures)}."
+    more = f"<br>{notes:,} note{'s' * (notes != 1)} below." if notes else ""
     return f"""<section class="grid cards">
 <div class="card"><h3>Episodes</h3><div class="figure">{inspection.episodes:,}</div>
 <p>{long}.</p></div>
@@ -82,7 +86,7 @@ def _headline(inspection: Inspection) -> str:
 <p>{bytes_text(inspection.bytes)} on disk.</p></div>
 <div class="card"><h3>Rate</h3><div class="figure">{rate}</div><p>{time}</p></div>
 <div class="card"><h3>Problems</h3><div class="figure {"bad" if count else "good"}">{count or "none"}</div>
-<p>In all numbers and in {pictures}.</p></div>
+<p>{looked}{more}</p></div>
 </section>
 """
 
@@ -93,21 +97,27 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-_MILD = ("constant", "hardly varies", "no rate")
-
-
 def _problems(problems: Sequence[Problem]) -> str:
     if not problems:
         return """<section><h2>Problems</h2>
-<p class="note"><span class="good">✓</span> None found: every episode can be read, all numbers are finite and vary,
-nothing jumps or turns too far, timestamps keep the rate, every episode has a task and is long enough.</p></section>
+<p class="note"><span class="good">✓</span> None found: every episode can be read, all numbers are finite, nothing
+jumps or turns too far, timestamps keep the rate.</p></section>
 """
+    return _findings("Problems", problems, "bad")
+
+
+def _notes(notes: Sequence[Problem]) -> str:
+    about = '<p class="note">Good to know; sound data has these too.</p>\n'
+    return _findings("Notes", notes, "soft", about) if notes else ""
+
+
+def _findings(title: str, problems: Sequence[Problem], colour: str, about: str = "") -> str:
     rows = "\n".join(
-        f'<tr><td class="left {"soft" if problem.kind in _MILD else "bad"}">{text(problem.kind)}</td>'
-        f'<td class="left wrap">{text(problem.text)}</td></tr>'
+        f'<tr><td class="left {colour}">{text(problem.kind)}</td><td class="left wrap">{text(problem.text)}</td></tr>'
         for problem in problems[:PROBLEMS_SHOWN]
     )
-    return f"""<section><h2>Problems</h2>{_left_out(len(problems), PROBLEMS_SHOWN, "problems")}
+    return f"""<section><h2>{title}</h2>
+{about}{_left_out(len(problems), PROBLEMS_SHOWN, title.lower())}
 <div class="scroll"><table><tbody>
 {rows}
 </tbody></table></div></section>
@@ -144,7 +154,8 @@ def _figure(picture: Picture) -> str:
 
 
 def _dimensions(inspection: Inspection) -> str:
-    measured = [summary for summary in inspection.features if summary.key in inspection.rows]
+    # A timestamp rises in a straight line.
+    measured = [s for s in inspection.features if s.key in inspection.rows and s.key != "timestamp"]
     dimensions = [(summary, entry) for summary in measured for entry in range(len(summary.entries))]
     if not dimensions:
         return ""
@@ -168,7 +179,7 @@ def _dimension(inspection: Inspection, key: str, index: int, entry: Entry) -> st
     caption = f"<figcaption>{text(name)}{unit}</figcaption>"
     if entry.min is None or entry.max is None:
         return f'<figure class="plot">{caption}<p class="note">No finite value.</p></figure>'
-    low, high = (entry.min, entry.max) if entry.max > entry.min else (entry.min - 0.5, entry.max + 0.5)
+    low, high = _axis(entry.min, entry.max)
     plot = _Plot(low, high, [(curve, curve.rows[:, index]) for curve in inspection.curves[key]], inspection.fps)
     marks = [
         (problem.episodes[0], problem.frame)
@@ -181,36 +192,64 @@ def _dimension(inspection: Inspection, key: str, index: int, entry: Entry) -> st
     return f'<figure class="plot">{caption}{svg}</figure>'
 
 
+def _axis(low: float, high: float) -> tuple[float, float]:
+    """A range to draw in: of values that are all alike, or next to, some room about them."""
+    room = max(abs(low), abs(high)) * 1e-9
+    if not math.isfinite(high - low):  # nobody's joint, but floats go up to 1.8e308
+        return low / 2, high / 2
+    return (low, high) if high - low > room else (low - max(0.5, 1e6 * room), high + max(0.5, 1e6 * room))
+
+
+def ticks(low: float, high: float) -> tuple[str, str, str]:
+    """Labels of the bottom, the middle and the top of an axis: as many digits as tell them apart, and no "-0"."""
+    span = high - low
+    places = 2 - math.floor(math.log10(span))
+    largest = max(abs(low), abs(high))
+
+    def label(value: float) -> str:
+        value = round(value, places) + 0.0  # a rounded -0.0 becomes 0.0
+        if value and (largest >= 1e6 or largest < 1e-3):
+            # The digits that `places` leaves, in the shortest form.
+            digits = max(math.floor(math.log10(abs(value))) + places, 0)
+            mantissa, exponent = f"{value:.{min(digits, 15)}e}".split("e")
+            mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+            return f"{mantissa}e{int(exponent)}"
+        text = f"{value:.{max(places, 0)}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+
+    return label(low), label(low + span / 2), label(high)
+
+
 class _Plot:
     """Curves from left to right and, at their right, the histogram of the same values: one axis of values for both."""
 
-    LEFT, RIGHT, TOP, BOTTOM = 54.0, 258.0, 8.0, 108.0
+    RIGHT, TOP, BOTTOM = 258.0, 8.0, 108.0
     BARS, END = 266.0, 336.0
+    DIGIT = 6.6
+    """Width of a digit, with some room: the widest of fonts that a page may get."""
 
     def __init__(self, low: float, high: float, curves: Sequence[tuple[Curve, np.ndarray]], fps: float | None) -> None:
         self.low, self.high, self.drawn, self.fps = low, high, curves, fps
+        self.ticks = ticks(low, high)
+        self.left = max(54.0, 8 + self.DIGIT * max(map(len, self.ticks)))
         self.last = max([(len(values) - 1) * curve.stride for curve, values in curves] or [0]) or 1
 
     def _y(self, value: float) -> float:
         return self.BOTTOM - (value - self.low) / (self.high - self.low) * (self.BOTTOM - self.TOP)
 
     def _x(self, frame: float) -> float:
-        return self.LEFT + frame / self.last * (self.RIGHT - self.LEFT)
+        return self.left + frame / self.last * (self.RIGHT - self.left)
 
     def axes(self) -> str:
-        # As many digits as tell the bottom from the top; a middle next to nothing is 0.
-        span = self.high - self.low
-        digits = 2 + math.ceil(math.log10(max(abs(self.low), abs(self.high)) / span + 1))
-        places = 3 - math.floor(math.log10(span))
-        values = [round(value, places) for value in (self.low, self.low + span / 2, self.high)]
+        heights = (self.BOTTOM, (self.BOTTOM + self.TOP) / 2, self.TOP)
         parts = [
-            f'<path class="line" d="M{self.LEFT} {self._y(value):.1f}H{self.END}"/>'
-            f'<text x="{self.LEFT - 5}" y="{self._y(value) + 3.5:.1f}" text-anchor="end">{value:.{digits}g}</text>'
-            for value in values
+            f'<path class="line" d="M{self.left:.1f} {y:.1f}H{self.END}"/>'
+            f'<text x="{self.left - 5:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{tick}</text>'
+            for y, tick in zip(heights, self.ticks, strict=True)
         ]
         if self.drawn:
             end = f"{self.last / self.fps:.3g} s" if self.fps else f"frame {self.last}"
-            parts.append(f'<text x="{self.LEFT}" y="124">0</text>')
+            parts.append(f'<text x="{self.left:.1f}" y="124">0</text>')
             parts.append(f'<text x="{self.RIGHT}" y="124" text-anchor="end">{end}</text>')
         return "".join(parts)
 

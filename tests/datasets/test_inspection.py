@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from robostack.datasets.episodes import DataError, Episode, Feature, Frames
+from robostack.datasets.episodes import DataError, Episode, Feature, FeatureError, Frames
 from robostack.datasets.findings import Inspection, Problem
 from robostack.datasets.inspection import FRAMES_DECODED, ROWS_KEPT, WIDEST, InspectConfig, inspect
+from robostack.datasets.timing import check_times
 
 FEATURES = {
     "observation.state": Feature((4,), "float32", ("waist", "elbow", "x", "gripper"), ("rad", "deg", "m", "1")),
@@ -59,22 +60,26 @@ class Data:
         features: Mapping[str, Feature] = FEATURES,
     ) -> None:
         self.path, self.fps, self.features, self.episodes = path, fps, features, episodes
-        self.changes, self.tasks, self.alive = changes or {}, tasks or {}, 0
+        self.changes, self.tasks = changes or {}, tasks or {}
+        self.left_out: Mapping[str, str] = {}
+        self.remarks: tuple[str, ...] = ()
+        self.said: Mapping[int, tuple[str, ...]] = {}
+
+    def select(self, keys: Collection[str]) -> None:
+        self.features = {key: feature for key, feature in self.features.items() if key in keys}
 
     def columns(self, episode: int) -> Columns:
         columns = make_columns(episode)
         self.changes.get(episode, lambda _: None)(columns)
         return {key: rows for key, rows in columns.items() if key in self.features}
 
-    def select(self, keys: Collection[str]) -> None:
-        self.features = {key: feature for key, feature in self.features.items() if key in keys}
-
     def length(self, episode: int) -> int:
         return len(self.columns(episode)["action"])
 
     def read_episode(self, episode: int) -> Episode:
         columns = self.columns(episode)
-        return Episode(columns, [self.tasks.get(episode, "lift")] * len(columns["action"]))
+        task = [self.tasks.get(episode, "lift")] * len(columns["action"])
+        return Episode(columns, task, self.said.get(episode, ()))
 
 
 def look(data: Data, **changes: Any) -> Inspection:
@@ -154,6 +159,56 @@ def test_an_entry_that_is_still_is_named(tmp_path: Path, noise: float, kind: str
     assert len(look(Data(tmp_path, {i: hold for i in range(6)}), min_std=5e-4).problems) == (noise == 0)
 
 
+def test_notes_are_told_from_problems(tmp_path: Path) -> None:
+    def hold(columns: Columns) -> None:
+        columns["action"][:, 1] = 0.5
+
+    changes: dict[int, Change] = {i: hold for i in range(6)}
+    inspection = look(Data(tmp_path, changes, tasks={2: ""}, fps=None))
+    assert inspection.wrong == () and {note.kind for note in inspection.notes} == {"constant", "no task", "no rate"}
+    described = inspection.to_json()
+    assert {found["severity"] for found in described["problems"]} == {"note"}
+    assert described["counts"] == {"problem": 0, "note": 3}
+    changes[4] = lambda columns: (hold(columns), put("observation.state", (slice(40, 43), 2), np.nan)(columns))
+    described = look(Data(tmp_path, changes)).to_json()
+    assert [(found["kind"], found["severity"]) for found in described["problems"]] == [
+        ("not finite", "problem"),
+        ("constant", "note"),
+    ]
+
+
+def test_a_reward_that_nobody_knew_is_a_note(tmp_path: Path) -> None:
+    features = FEATURES | {"next.reward": Feature((), "float32")}
+    reward = np.r_[np.arange(99), np.nan].astype(np.float32)
+    change = {i: lambda columns: columns.update({"next.reward": reward}) for i in range(6)}
+    assert the_problem(Data(tmp_path, change, features=features), "not finite").severity == "note"
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_a_joint_that_is_still_can_jump(tmp_path: Path, noise: float) -> None:
+    def hold(columns: Columns) -> None:
+        columns["action"][:, 1] = 0.5 + noise * np.random.default_rng(0).normal(size=100)
+
+    def jump(columns: Columns) -> None:
+        hold(columns)
+        columns["action"][33, 1] += 0.15
+
+    inspection = look(Data(tmp_path, {i: jump if i == 4 else hold for i in range(6)}))
+    assert [(problem.kind, problem.severity) for problem in inspection.problems] == [
+        ("jump", "problem"),
+        ("hardly varies", "note"),
+    ]
+    assert (inspection.problems[0].entry, inspection.problems[0].episodes) == ("1", (4,))
+    assert inspection.problems[0].frame in (33, 34)
+
+
+def test_a_tick_of_an_encoder_is_no_jump(tmp_path: Path) -> None:
+    def hold(columns: Columns) -> None:
+        columns["action"][:, 1] = 0.0015 * (np.arange(100) == 50)
+
+    assert look(Data(tmp_path, {i: hold for i in range(6)})).wrong == ()
+
+
 def test_a_joint_faster_than_joints_move_has_jumped(tmp_path: Path) -> None:
     data = Data(
         tmp_path,
@@ -223,6 +278,85 @@ def test_a_rate_that_is_a_little_off_adds_up(tmp_path: Path, rate: float, kinds:
     assert [problem.kind for problem in problems] == kinds
     for problem in problems:  # 99 gaps of 4 % drift by nearly four frames
         assert problem.episodes == (3,) and problem.frame == 99 and "frame 99 of episode 3" in problem.text
+
+
+@pytest.mark.parametrize(
+    ("times", "serious"),
+    [
+        (lambda t: t + 0.4 / 50 * np.sin(np.arange(len(t))), False),  # jitter of less than half a period
+        (lambda t: t + 1.764e9, False),  # since 1970, in float64
+        (lambda t: t + 0.7 / 50 * (np.arange(len(t)) % 7 == 3), False),  # around another anchor they are within
+        (lambda t: t + 1.2 / 50 * (np.arange(len(t)) == 30), True),
+        (lambda t: t * 50 / 30, True),  # 50 Hz declared, 30 Hz recorded
+        (lambda t: t * 30 / 50, True),
+    ],
+)
+def test_times_are_held_to_the_bound_of_conversion(tmp_path: Path, times: Any, serious: bool) -> None:
+    def change(columns: Columns) -> None:
+        columns["timestamp"] = times(np.arange(len(columns["timestamp"])) / 50)
+
+    features = FEATURES | {"timestamp": Feature((), "float64")}
+    data = Data(tmp_path, {3: change}, features=features)
+    stamps = data.columns(3)["timestamp"]
+    assert bool(look(data).wrong) == serious
+    if serious:
+        with pytest.raises(DataError, match="do not keep 50 frames a second"):
+            check_times(stamps, 50)
+    else:
+        check_times(stamps, 50)
+
+
+def test_timestamps_too_coarse_to_tell_frames_apart_are_not_judged(tmp_path: Path) -> None:
+    def since_1970(columns: Columns) -> None:
+        columns["timestamp"] = (columns["timestamp"].astype(np.float64) + 1.764e9).astype(np.float32)
+
+    assert the_problem(Data(tmp_path, {3: since_1970}), "coarse times").severity == "note"
+
+
+def test_what_a_reader_left_out_or_set_right_is_noted(tmp_path: Path) -> None:
+    data = Data(tmp_path)
+    data.left_out, data.remarks = {"observation.words": "it holds texts"}, ("episode 9 is empty: left out",)
+    data.said = {1: ("an action more than states was cut off",), 2: ("an action more than states was cut off",)}
+    inspection = look(data)
+    assert inspection.wrong == ()
+    assert [(note.kind, note.feature, note.text) for note in inspection.notes] == [
+        ("left out", "observation.words", "observation.words is left out: it holds texts"),
+        ("set right", None, "episode 9 is empty: left out"),
+        ("set right", None, "an action more than states was cut off (episode 1 and 1 more)"),
+    ]
+
+
+@pytest.mark.parametrize(("key", "severity"), [("next.success", "note"), ("observation.state", "problem")])
+def test_a_feature_that_cannot_be_read_does_not_hide_the_rest(tmp_path: Path, key: str, severity: str) -> None:
+    class Odd(Data):
+        def read_episode(self, episode: int) -> Episode:
+            if episode == 2 and key in self.features:
+                raise FeatureError(key, "is ragged")
+            return super().read_episode(episode)
+
+    inspection = look(Odd(tmp_path))
+    (found,) = inspection.problems
+    assert found.severity == severity and found.feature == key and found.episodes == (2,) and "ragged" in found.text
+    assert len(inspection.lengths) == 6 and key not in [summary.key for summary in inspection.features]
+
+
+def test_a_depth_camera_is_looked_at(tmp_path: Path) -> None:
+    key = "observation.images.depth"
+    features = FEATURES | {key: Feature((16, 16, 1), "uint16", units=("mm",))}
+    rng = np.random.default_rng(0)
+
+    def look_far(columns: Columns) -> None:
+        columns[key] = rng.integers(300, 4000, (100, 16, 16, 1), dtype=np.uint16)
+
+    def covered(columns: Columns) -> None:
+        columns[key] = np.zeros((100, 16, 16, 1), np.uint16)
+
+    changes: dict[int, Change] = {i: look_far for i in range(6)}
+    inspection = look(Data(tmp_path, changes, features=features))
+    pictures = [picture.pixels for picture in inspection.pictures if picture.camera == key]
+    assert inspection.problems == () and {(p.shape, p.dtype.name) for p in pictures} == {((16, 16, 3), "uint8")}
+    changes[3] = covered
+    assert the_problem(Data(tmp_path, changes, features=features), "black image").feature == key
 
 
 def test_no_rate_is_said_and_the_rest_is_checked(tmp_path: Path) -> None:

@@ -167,6 +167,63 @@ def test_nothing_readable_has_a_page_too(tmp_path: Path) -> None:
     assert "nan" not in page and ">3<" in page
 
 
+def test_notes_stand_apart_from_problems(tmp_path: Path) -> None:
+    notes = (Problem("constant", "action elbow is constant", "action", "elbow", severity="note"),)
+    text = words(write(tmp_path, make(problems=notes)))
+    assert "Problems none All numbers were checked, and 3 camera frames. 1 note below." in text
+    assert "None found: every episode can be read" in text and "Notes Good to know" in text
+    text = words(write(tmp_path, make(problems=(*notes, *make().problems), pictures=())))
+    assert "Problems 1 All numbers were checked, but no camera frame." in text and "action waist jumps" in text
+    camera_less = make(features=make().features[:1], pictures=(), problems=())
+    text = words(write(tmp_path, camera_less))
+    assert "All numbers were checked." in text and "camera" not in text and "Notes" not in text
+
+
+def labels(page: str) -> list[tuple[float, str]]:
+    """Where each label of an axis of values ends, and its text."""
+    found = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]*)</text>', page)
+    return [(float(x), text) for x, text in found if "s" not in text and "frame" not in text]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-1.0, 1.0, ["-1", "0", "1"]),
+        (-0.0966, 0.0955, ["-0.097", "-0.001", "0.096"]),
+        (-0.0559, 0.0558, ["-0.056", "0", "0.056"]),
+        (-0.004, 3.0, ["0", "1.5", "3"]),
+        (-0.00296, 0.00184, ["-0.00296", "-0.00056", "0.00184"]),
+        (123456.0, 123457.0, ["123456", "123456.5", "123457"]),
+        (-1234567.0, 12.5, ["-1.23e6", "-6.2e5", "0"]),
+        (1e-9, 3e-4, ["0", "1.5e-4", "3e-4"]),
+        (3.0, 3.0, ["2.5", "3", "3.5"]),
+        (1e8, 1e8, ["9.99e7", "1e8", "1.001e8"]),
+        (-1e300, 1e300, ["-1e300", "0", "1e300"]),
+    ],
+)
+def test_labels_are_whole_and_have_their_sign(tmp_path: Path, low: float, high: float, expected: list[str]) -> None:
+    rows = np.linspace(low, high, 50)[:, None]
+    feature = FeatureSummary("action", Feature((), "float64"), (Entry("", "m", low, high, low, 1.0),))
+    found = labels(
+        write(tmp_path, make(features=(feature,), rows={"action": rows}, curves={"action": (Curve(0, 1, rows),)}))
+    )
+    assert [text for _, text in found] == expected
+    assert all(end >= 6.5 * len(text) for end, text in found), found  # none begins left of the picture
+
+
+def test_a_timestamp_needs_no_plot(tmp_path: Path) -> None:
+    time = FeatureSummary("timestamp", Feature((), "float32"), (Entry("", "s", 0.0, 4.0, 2.0, 1.0),))
+    rows = np.linspace(0, 4, 200)[:, None]
+    plotted = make(features=(*make().features, time), rows={"action": WAVE, "timestamp": rows})
+    page = write(tmp_path, dataclasses.replace(plotted, curves={**plotted.curves, "timestamp": ()}))
+    assert page.count("<svg") == 2 and "timestamp" in words(page)  # of the action, and the lengths of episodes
+
+
+def test_control_characters_of_data_are_shown_as_escapes(tmp_path: Path) -> None:
+    page = write(tmp_path, make(tasks={"a\x1b[2J\u2028b\ud800\u202e": 1}, path=Path("folder/x\udcff")))
+    assert r"a\x1b[2J\u2028b\ud800\u202e" in page and r"x\udcff" in page
+
+
 def test_much_is_cut_and_said(tmp_path: Path) -> None:
     many = DIMENSIONS_DRAWN + 40
     wide = FeatureSummary(
