@@ -5,13 +5,14 @@ Nothing heavy is imported before a verb is known, so that `--help` and wrong nam
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, field, make_dataclass
 from pathlib import Path
@@ -350,7 +351,9 @@ def evaluate(arguments: list[str]) -> int:
     if config.json:
         print_json([evaluation.summary])
     else:
-        _print_evaluation(evaluation.summary)
+        from robostack.evaluation.summary_console import print_summary
+
+        print_summary(evaluation.summary, console)
     say(f"report: {evaluation.folder / 'report.html'}")
     return 0
 
@@ -377,41 +380,21 @@ def demo(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """robostack bench WHAT: measurements, as JSON lines."""
-    benches: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {
-        "env": _bench_env,
-        "data": _bench_data,
-        "policy": _bench_policy,
-    }
+    benches = ("env", "data", "policy")
     what = Annotated[Positional[str], arg(metavar="WHAT", help=f"What to measure: {', '.join(benches)}.")]
     settings = _parse("bench", make_dataclass("Bench", [("what", what), ("json", Json, False)]), arguments)
     if settings.what not in benches:
         hint = did_you_mean(settings.what, benches)
         raise ValueError(f"unknown bench {settings.what!r}: {hint}expected one of {', '.join(benches)}")
-    for measurement in benches[settings.what]():
+    module = importlib.import_module(f"robostack.evaluation.bench_{settings.what}")
+    tells = {"say": lambda line: say(line, "dim")} if settings.what == "data" else {}
+    for measurement in getattr(module, f"bench_{settings.what}")(**tells):
         if settings.json:
             print_json([measurement])
         else:
             text = "{bench} {case}: {value:.4g} {unit}, {peer} {peer_value:.4g}: {ratio:.2f} times as good"
             say(text.format(**measurement))
     return 0
-
-
-def _bench_env() -> Iterable[Mapping[str, Any]]:
-    from robostack.evaluation.bench_env import bench_env
-
-    return bench_env()
-
-
-def _bench_data() -> Iterable[Mapping[str, Any]]:
-    from robostack.evaluation.bench_data import bench_data
-
-    return bench_data(say=lambda line: say(line, "dim"))
-
-
-def _bench_policy() -> Iterable[Mapping[str, Any]]:
-    from robostack.evaluation.bench_policy import bench_policy
-
-    return bench_policy()
 
 
 def doctor(arguments: list[str]) -> int:
@@ -459,33 +442,6 @@ def _because_of(kind: type[BaseException], error: BaseException | None) -> bool:
 def _fail(line: str, code: int) -> int:
     say(line, "red")
     return code
-
-
-def _print_evaluation(summary: Mapping[str, Any]) -> None:
-    def share(name: str) -> str:
-        low, high = summary[f"{name}_interval"]
-        return f"{summary[name]:.1%}  (95 % interval {low:.1%} to {high:.1%})"
-
-    table = Table(
-        show_header=False,
-        title=Text(printable(f"{summary['policy']} in {summary['env']}: {summary['episodes']} episodes")),
-        title_justify="left",
-    )
-    highest = max(summary["stages"], key=int)
-    table.add_row(f"success (stage {highest} at any step)", share("success"))
-    table.add_row(f"final (stage {highest} at the last step)", share("final"))
-    names = summary["stage_names"]
-    reached = [
-        f"{count} reached stage {stage}" + (f", {printable(names[int(stage)])}" if int(stage) < len(names) else "")
-        for stage, count in summary["stages"].items()
-        if count
-    ]
-    table.add_row("highest stage", Text("\n".join(reached)))
-    table.add_row("mean return", f"{summary['mean_return']:.1f}")
-    together = f", {summary['together']} episodes together" if summary["together"] > 1 else ""
-    latency = f"{summary['latency_ms_p50']} ms median, {summary['latency_ms_p95']} ms p95{together}"
-    table.add_row("chunk latency", latency)
-    console.print(table)
 
 
 def _usage(_: list[str]) -> int:
