@@ -4,15 +4,21 @@ Kinetix follows where it is installed; see `bench_kinetix`.
 
 Every case alternates short blocks of one program and the other, so that a machine that slows down slows both, and
 reports medians over the blocks. Both play the same demonstration: reaching through air is cheaper than contacts.
+Where all cores are to work at once, another program on one of them is all that is measured: rounds in which threads of
+ours waited for a core are left out, and if there are too few others that is told.
 """
+
+from __future__ import annotations
 
 import importlib.util
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +33,8 @@ from robostack.experts import make_expert
 ENVIRONMENT = "aloha-transfer-cube"
 PIXELS = Camera("top", mount="top", height=96, width=96)
 VECTOR_ENVS = 32  # enough for the threads to wait little for each other
+QUIET = 0.02  # of the time of a round threads may wait for a core, for it to count as undisturbed
+PATIENCE = 4  # times as many rounds as are wanted are made at most
 
 
 def bench_env() -> Iterator[dict[str, Any]]:
@@ -69,7 +77,7 @@ def _vector(actions: np.ndarray) -> Iterator[dict[str, Any]]:
     def our_episodes() -> int:
         return sum(_play(lambda: ours.reset(seed=0), ours.step, actions[:200]) for _ in range(VECTOR_ENVS // 2))
 
-    rate, single, ratio = _alternate(vector_episodes, our_episodes, blocks=7, clock=time.perf_counter)
+    rate, single, ratio = _alternate(vector_episodes, our_episodes, 7, time.perf_counter, _waited)
     vector.close()
     yield _measurement(
         f"state, {VECTOR_ENVS} environments", "per second", rate, "robostack, one environment", single, ratio
@@ -146,11 +154,49 @@ def _play(reset: Callable[[], Any], step: Callable[[np.ndarray], Any], actions: 
 
 
 def _alternate(
-    first: Callable[[], int], second: Callable[[], int], blocks: int, clock: Callable[[], float]
+    first: Callable[[], int],
+    second: Callable[[], int],
+    blocks: int,
+    clock: Callable[[], float],
+    waited: Callable[[], float] | None = None,
 ) -> tuple[float, float, float]:
-    """Median rates of two programs, each of which returns how many steps it made, and the median ratio."""
-    rates = take_turns({"first": timed(first, clock), "second": timed(second, clock)}, blocks)
-    return compare(rates["first"], rates["second"])
+    """Median rates of two programs, each of which returns how many steps it made, and the median ratio.
+
+    With `waited`, the seconds that threads have waited for a core, there are more rounds until `blocks` of them were
+    undisturbed, or else the least disturbed count.
+    """
+    if waited is None:
+        rates = take_turns({"first": timed(first, clock), "second": timed(second, clock)}, blocks)
+        return compare(rates["first"], rates["second"])
+    for program in (first, second):
+        program()
+    rounds: list[tuple[float, float, float]] = []  # how disturbed, and the rates
+    while sum(disturbed < QUIET for disturbed, *_ in rounds) < blocks and len(rounds) < PATIENCE * blocks:
+        rates, shares = [], []
+        for program in (first, second):
+            start, waits = clock(), waited()
+            done = program()
+            took = clock() - start
+            rates.append(done / took)
+            shares.append((waited() - waits) / took)
+        rounds.append((max(shares), rates[0], rates[1]))
+    calmest = sorted(rounds)[:blocks]
+    if calmest[-1][0] >= QUIET:
+        warnings.warn(
+            f"the machine is busy: even in the calmest {blocks} of {len(rounds)} rounds threads waited for a core, "
+            f"up to {calmest[-1][0]:.0%} of the time; what all cores can do was not measured",
+            stacklevel=2,
+        )
+    return compare([rate for _, rate, _ in calmest], [rate for *_, rate in calmest])
+
+
+def _waited() -> float:
+    """Seconds that this process's threads have waited for a core; 0 where the system does not tell."""
+    try:
+        tasks = [task.read_text().split() for task in Path("/proc/self/task").glob("*/schedstat")]
+        return sum(int(waiting) for _, waiting, _ in tasks) / 1e9
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _measurement(case: str, unit: str, value: float, peer: str, peer_value: float, ratio: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ is around the physics: proper seeding, truthful spaces, text, stages, and pictur
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -161,8 +162,7 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (14,):
             raise ValueError(f"expected an action of shape (14,), got {action.shape}")
-        if not np.isfinite(action).all():
-            bad = np.flatnonzero(~np.isfinite(action)).tolist()
+        if not math.isfinite(action @ action) and (bad := np.flatnonzero(~np.isfinite(action)).tolist()):
             raise ValueError(f"expected a finite action, got nan or inf in dimensions {bad}")
         self.command(controls(action))
         self.advance()
@@ -186,7 +186,7 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     def outcome(self) -> tuple[int, bool]:
         """The stage that the step led to, and whether it diverged."""
-        if self._warnings.any():
+        if np.count_nonzero(self._warnings):
             # MuJoCo has counted a warning and silently gone back to the model's own start pose.
             self._qpos[:] = self._before
             self.data.qvel[:] = 0
@@ -259,12 +259,12 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
 def controls(actions: np.ndarray) -> np.ndarray:
     """(..., 16) what MuJoCo's motors get for actions of shape (..., 14)."""
-    return actions[..., _ACTION_OF_CTRL] * _CTRL_SCALE + _CTRL_OFFSET
+    return actions.take(_ACTION_OF_CTRL, axis=-1) * _CTRL_SCALE + _CTRL_OFFSET
 
 
 def observed(qpos: np.ndarray, objects: bool) -> dict[str, np.ndarray]:
     """What is observed, without pictures, of joint positions (..., 16 + 7 · objects)."""
-    state = (qpos[..., _QPOS_OF_STATE] - _STATE_OFFSET) / _STATE_SCALE
+    state = (qpos.take(_QPOS_OF_STATE, axis=-1) - _STATE_OFFSET) / _STATE_SCALE
     observation = {"observation.state": state.astype(np.float32)}
     if objects:
         observation["observation.environment_state"] = qpos[..., 16:].astype(np.float32)
