@@ -7,6 +7,8 @@ from typing import Any
 
 import cattrs
 
+from robostack.common.text import one_line
+
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
 
 
@@ -19,20 +21,39 @@ def from_json[T](kind: type[T], values: Any) -> T:
     """Undoes `to_json`. Raises ValueError in one line, naming `kind`, when the values are not exactly those of one."""
     try:
         value = _CONVERTER.structure(values, kind)
-    except (cattrs.errors.CattrsError, KeyError, TypeError, AttributeError, ValueError) as error:
-        line = " ".join(str(error).split()) or repr(error)
-        raise ValueError(f"expected the fields of {kind.__name__}: {line}") from error
-    # What was left out would have taken its default, and "3" would have become 3, without a word.
-    if (again := to_json(value)) != values:
-        raise ValueError(f"expected the fields of {kind.__name__} as it writes them, {_difference(again, values)}")
+        # What was left out would have taken its default, and "3" would have become 3, without a word.
+        difference = _difference(to_json(value), values)
+    except (cattrs.errors.CattrsError, KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"expected the fields of {kind.__name__}: {one_line(error)}") from error
+    except RecursionError as error:
+        raise ValueError(f"expected the fields of {kind.__name__}: they are nested too deeply") from error
+    if difference:
+        raise ValueError(f"expected the fields of {kind.__name__} as it writes them, {difference}")
     return value
 
 
-def _difference(expected: Any, came: Any, where: str = "") -> str:
-    if isinstance(expected, dict) and isinstance(came, dict):
+def _difference(expected: Any, got: Any, where: str = "") -> str:
+    """In words, the first place where two JSON values are not the same, or ""; true is no 1, and 1.5 no whole number,
+    but 1 may stand for 1.0. NaN is never the same."""
+    if isinstance(expected, dict) and isinstance(got, dict):
         for key in expected:
-            if key not in came:
+            if key not in got:
                 return f"{where}{key} is missing"
-            if expected[key] != came[key]:
-                return _difference(expected[key], came[key], f"{where}{key}.")
-    return f"{where.rstrip('.') or 'the whole'} is {came!r}"
+            if told := _difference(expected[key], got[key], f"{where}{key}."):
+                return told
+        unknown = [key for key in got if key not in expected]
+        return f"{where}{unknown[0]} is unknown" if unknown else ""
+    if isinstance(expected, list) and isinstance(got, list) and len(expected) == len(got):
+        for place, (one, other) in enumerate(zip(expected, got, strict=True)):
+            if told := _difference(one, other, f"{where}{place}."):
+                return told
+        return ""
+    alike = type(expected) is type(got) or (type(expected), type(got)) == (float, int)
+    if alike and expected == got:
+        return ""
+    return f"{where.rstrip('.') or 'the whole'} is {_shown(got)}"
+
+
+def _shown(value: Any, longest: int = 60) -> str:
+    shown = ascii(value)
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"

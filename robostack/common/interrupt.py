@@ -47,3 +47,33 @@ def ends_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def held_back() -> Iterator[Callable[[], None]]:
+    """Holds Ctrl-C and SIGTERM back until the function that it gives is called, between two pieces of work that must
+    not be torn apart; a second one is raised wherever it falls. Outside the main thread nothing is held back."""
+    asked: list[KeyboardInterrupt] = []
+    before = {}
+
+    def hold(number: int, _: Any) -> None:
+        asked.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def let_through() -> None:
+        if asked:
+            raise asked[0]
+
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+        for number in before:
+            signal.signal(number, hold)
+    try:
+        yield let_through
+    finally:
+        restore()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from robostack.common.text import printable
 from robostack.datasets.findings import FeatureSummary, Inspection, Problem
 from robostack.evaluation.html_page import number
 from robostack.evaluation.inspection_page import bytes_text
+from robostack.serialize import to_json
 
 if TYPE_CHECKING:
     from robostack.policies.checkpoint import Checkpoint
@@ -130,7 +132,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "policy": checkpoint.policy,
         "step": checkpoint.step,
-        "parameters": _parameters(checkpoint.path / "average.safetensors"),
+        "parameters": sum(math.prod(kind.shape) for kind in checkpoint.kinds("average").values()),
         "config": asdict(checkpoint.config),
         "state_keys": list(processor.state),
         "cameras": {name: list(size) for name, size in processor.cameras.items()},
@@ -141,7 +143,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             for name, robot in processor.robots.items()
             for key, statistics in robot.statistics.items()
         },
-        "training": checkpoint.training,
+        "training": to_json(checkpoint.training),
     }
 
 
@@ -166,18 +168,6 @@ def print_checkpoint(description: Mapping[str, Any], console: Console) -> None:
         places = range(len(statistics["mean"]))
         rows = [{name: values[place] for name, values in statistics.items() if name in _NAMES} for place in places]
         console.print(_figure_table(*((f"  {place}", "", *_figures(row)) for place, row in enumerate(rows))))
-
-
-def _parameters(file: Path) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    from robostack.policies.checkpoint import CheckpointError
-
-    try:
-        with safe_open(file, "numpy") as tensors:
-            return sum(int(np.prod(tensors.get_slice(key).get_shape())) for key in tensors.keys())  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}): use another checkpoint") from error
 
 
 def _facts() -> Table:

@@ -1,20 +1,25 @@
 """A checkpoint is a folder of safetensors and JSON, written whole and loaded strictly.
 
-    checkpoint.json         format, policy name, its config, its processor (statistics, vocabulary), training step
+    checkpoint.json         format, policy name, its config, its processor (statistics, vocabulary), training step,
+                            how it was trained, size and hash of the other files
     model.safetensors       the weights as they were trained
     average.safetensors     their exponential moving average, which evaluation and control use
     optimizer.safetensors   what only a resumed training needs
 
 It is written under another name and renamed when it is complete: a folder with its final name is a whole checkpoint.
+What a file says is not believed: kinds, bounds and the size of the model are checked before memory is taken, and the
+hash of a file before its numbers are used. The hash costs 1 s a GB (0.5 s with a processor's own instructions for
+it), as much as copying the file once.
+
+A run has its checkpoints in RUN/checkpoints, and in RUN/run.json its settings from the start on, as a checkpoint of
+step 0 without tensors: what is stopped before its first checkpoint can go on too.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,16 +27,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from robostack.common.files import check_regular, read_json, whole_folder, write_file
+from robostack.common.numbers import check_bounds
+from robostack.common.tensors import Kind, Seal, differences, read_kinds
+from robostack.common.text import one_line
 from robostack.policies.act import Act, ActConfig
 from robostack.policies.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from robostack.policies.diffusion import Diffusion, DiffusionConfig
 from robostack.policies.energy import Energy, EnergyConfig
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
+from robostack.policies.weights import OVERHEAD, CheckpointError, kinds_of_made, load_strictly, memory_bytes
 from robostack.serialize import from_json, to_json
 
 FORMAT = "robostack-checkpoint-5"
-BEFORE_DEPTH = "robostack-checkpoint-4"
+EARLIER = "robostack-checkpoint-4"
+RUN_FILE = "run.json"
+LARGEST_DESCRIPTION = 64 << 20
+"""Bytes of checkpoint.json; those of statistics, task words and settings are thousands."""
 
 POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {
     "pi0": (Pi0Config, Pi0),
@@ -43,8 +56,59 @@ POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {
 """Policy name to its config and its module."""
 
 
-class CheckpointError(ValueError):
-    """The checkpoint cannot be used; the message says what was expected, what came and what to do."""
+@dataclass(frozen=True)
+class TrainedOn:
+    """A data set that a policy was trained on."""
+
+    path: str
+    episodes: int
+    frames: int
+    seeds: tuple[int, int] | None
+    """First and last seed of its demonstrations, which an evaluation stays out of; None where it does not say."""
+    actions_sha256: str
+    """Of its actions, in order; "" where an earlier robostack did not record it."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A process that went on with a training, from this step."""
+
+    step: int
+    command: str
+    commit: str
+    date: str
+    machine: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a policy was trained: for people, for resuming and for keeping evaluations apart."""
+
+    config: dict[str, Any]
+    """The settings of the run, as JSON values: the trainer knows their types."""
+    data: tuple[TrainedOn, ...]
+    command: str
+    commit: str
+    date: str
+    machine: str
+    resumed: tuple[Resumed, ...] = ()
+    """What the four are of later processes, oldest first."""
+
+
+@dataclass(frozen=True)
+class _Description:
+    """checkpoint.json, and run.json."""
+
+    format: str
+    policy: str
+    config: dict[str, Any]
+    processor: Processor
+    step: int
+    training: Training
+    files: dict[str, Seal]
+
+    def __post_init__(self) -> None:
+        check_bounds(self, 0, 10**12, "step")
 
 
 @dataclass(frozen=True)
@@ -56,75 +120,143 @@ class Checkpoint:
     config: Any
     processor: Processor
     step: int
-    training: dict[str, Any]
-    """How it was trained: settings, command, commit, machine. For people and for resuming."""
+    training: Training
+    files: Mapping[str, Seal] = field(default_factory=dict)
+    """Size and hash of each of the folder's tensor files; none for a run that has only begun."""
+    sealed: bool = True
+    """False for one of an earlier robostack, which wrote no hashes: its files are read as they are."""
 
     @staticmethod
     def read(path: str | Path) -> Checkpoint:
-        """Describes the checkpoint at `path`, or the newest of the run at `path`, without reading tensors."""
+        """Describes the checkpoint at `path`, or the newest of the run at `path`, without reading tensors.
+
+        Raises CheckpointError where there is none, or it is damaged.
+        """
         folder = newest(Path(path))
-        try:
-            values = json.loads((folder / "checkpoint.json").read_text())
-            if values["format"] == BEFORE_DEPTH:  # whose cameras were all of colour
-                for robot in dict(values["processor"]["robots"]).values():
-                    robot |= {"depth": {}}
-            elif values["format"] != FORMAT:
-                raise CheckpointError(f"{folder}: expected format {FORMAT!r}, got {values['format']!r}")
-            if values["policy"] not in POLICIES:
-                known = ", ".join(POLICIES)
-                raise CheckpointError(f"{folder} holds the policy {values['policy']!r}; this version knows {known}")
-            config_type, _ = POLICIES[values["policy"]]
-            return Checkpoint(
-                folder,
-                values["policy"],
-                from_json(config_type, values["config"]),
-                from_json(Processor, values["processor"]),
-                values["step"],
-                values["training"],
-            )
-        except CheckpointError:
-            raise
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder}/checkpoint.json is not whole ({error!r}): use another one") from error
+        checkpoint = _read(folder, folder / "checkpoint.json")
+        if not checkpoint.files and checkpoint.sealed:
+            raise CheckpointError(f"{folder}/checkpoint.json is not whole (it says no hash of a file): use another one")
+        return checkpoint
+
+    @staticmethod
+    def read_start(run: Path) -> Checkpoint | None:
+        """A run as it began, without weights; None where there is no such run."""
+        return _read(run, run / RUN_FILE) if (run / RUN_FILE).exists() else None
 
     def build(self) -> nn.Module:
-        """The policy with fresh weights."""
-        return POLICIES[self.policy][1](self.config, self.processor.interface)
+        """The policy with fresh weights. Raises CheckpointError where they would not fit into memory."""
+        self._kinds(memory_bytes())
+        return self._make()
 
     def load(self, weights: Literal["average", "model"] = "average") -> nn.Module:
         """The policy with the stored weights, in evaluation mode."""
-        policy = self.build()
+        self.check_fits(weights)
+        policy = self._make()
         load_strictly(policy, self.tensors(weights), self.path / f"{weights}.safetensors")
         return policy.eval()
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one of the folder's safetensors files."""
+    def check_fits(self, weights: Literal["average", "model"]) -> None:
+        """Raises CheckpointError where the stored weights are not those of this policy. Reads the file's header."""
+        found = self.kinds(weights)
+        stored = (self.path / f"{weights}.safetensors").stat().st_size
+        # A module may register a parameter twice; one of another size altogether is told as soon as it is seen.
+        expected = self._kinds(2 * (stored + OVERHEAD * (len(found) + 1000)))
+        if told := differences(expected, found):
+            file = self.path / f"{weights}.safetensors"
+            raise CheckpointError(f"{file} does not fit {POLICIES[self.policy][1].__name__}: {told}")
+
+    def kinds(self, name: str) -> dict[str, Kind]:
+        """Types and shapes of the tensors in one of the folder's safetensors files, by its header."""
         file = self.path / f"{name}.safetensors"
         try:
+            return read_kinds(file)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} cannot be read ({one_line(error)}): use another checkpoint") from error
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one of the folder's safetensors files. Raises CheckpointError where the file is not what was
+        written."""
+        file = self.path / f"{name}.safetensors"
+        try:
+            check_regular(file)
+            if self.sealed:
+                if file.name not in self.files:
+                    raise ValueError("checkpoint.json says no hash of it")
+                self.files[file.name].check(file)
             return load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read ({error}): use another checkpoint") from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{file} cannot be read ({one_line(error)}): use another checkpoint") from error
 
     def save(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Writes the checkpoint with these tensor files (name to tensors), all or nothing."""
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, values in tensors.items():
-            save_file({key: value.contiguous() for key, value in values.items()}, partial / f"{name}.safetensors")
-        description = {
-            "format": FORMAT,
-            "policy": self.policy,
-            "config": to_json(self.config),
-            "processor": to_json(self.processor),
-            "step": self.step,
-            "training": self.training,
+        with whole_folder(self.path) as folder:
+            files = {}
+            for name, values in tensors.items():
+                file = folder / f"{name}.safetensors"
+                save_file({key: value.contiguous() for key, value in values.items()}, file)
+                files[file.name] = Seal.of(file)
+            (folder / "checkpoint.json").write_text(self._describe(files))
+
+    def save_start(self, run: Path) -> None:
+        """Writes what `read_start` reads."""
+        write_file(run / RUN_FILE, self._describe({}))
+
+    def _make(self) -> nn.Module:
+        return POLICIES[self.policy][1](self.config, self.processor.interface)
+
+    def _kinds(self, most_bytes: int) -> dict[str, Kind]:
+        try:
+            return kinds_of_made(self._make, most_bytes)
+        except ValueError as error:
+            config = type(self.config).__name__
+            raise CheckpointError(f"{self.path}: {config} does not fit ({one_line(error)}): use another one") from error
+
+    def _describe(self, files: dict[str, Seal]) -> str:
+        config = to_json(self.config)
+        whole = _Description(FORMAT, self.policy, config, self.processor, self.step, self.training, files)
+        return json.dumps(to_json(whole), indent=1)
+
+
+def _read(folder: Path, file: Path) -> Checkpoint:
+    try:
+        values = read_json(file, LARGEST_DESCRIPTION)
+        if not isinstance(values, dict):
+            raise ValueError(f"expected an object, got {type(values).__name__}")
+        if earlier := values.get("format") == EARLIER:
+            values = _brought_up(values)
+        elif values.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{folder}: expected format {FORMAT!r}, got {_short(values.get('format'))}: train it again, or use the "
+                "robostack that wrote it"
+            )
+        if (policy := values.get("policy")) not in [*POLICIES]:
+            known = ", ".join(POLICIES)
+            raise CheckpointError(f"{folder} holds the policy {_short(policy)}; this version knows {known}")
+        read = from_json(_Description, values)
+        config = from_json(POLICIES[read.policy][0], read.config)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not whole ({one_line(error)}): use another one") from error
+    return Checkpoint(
+        folder, read.policy, config, read.processor, read.step, read.training, read.files, sealed=not earlier
+    )
+
+
+def _brought_up(values: dict[str, Any]) -> dict[str, Any]:
+    """A description of the earlier format as one of this: all cameras were of colour, nothing had a hash, and who
+    resumed a training was not recorded. What is not as it was is left for the typed read to tell."""
+    try:
+        robots = {name: {**robot, "depth": {}} for name, robot in values["processor"]["robots"].items()}
+        data = [{**one, "actions_sha256": ""} for one in values["training"]["data"]]
+        return {
+            **values,
+            "processor": {**values["processor"], "robots": robots},
+            "training": {**values["training"], "data": data, "resumed": []},
+            "files": {},
         }
-        (partial / "checkpoint.json").write_text(json.dumps(description, indent=1))
-        for file in partial.iterdir():
-            _flush(file)
-        os.replace(partial, self.path)
-        _flush(self.path.parent)
+    except (KeyError, TypeError, AttributeError):
+        return values
 
 
 def newest(path: Path) -> Path:
@@ -132,32 +264,15 @@ def newest(path: Path) -> Path:
     if (path / "checkpoint.json").is_file():
         return path
     found = sorted(path.glob("checkpoints/step-*/checkpoint.json"))
-    if not found:
-        raise CheckpointError(f"no checkpoint at {path}: expected a run of `robostack train` or one of its checkpoints")
-    return found[-1].parent
+    if found:
+        return found[-1].parent
+    if (path / RUN_FILE).exists():
+        raise CheckpointError(
+            f"no checkpoint at {path} yet: its training was stopped before the first; "
+            f"robostack train --resume {path} goes on"
+        )
+    raise CheckpointError(f"no checkpoint at {path}: expected a run of `robostack train` or one of its checkpoints")
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Loads `tensors` into `module`. Raises CheckpointError, before anything is changed, if one is missing, left over
-    or of another shape."""
-    own = module.state_dict()
-    problems = [f"{key} missing" for key in own if key not in tensors]
-    problems += [f"{key} unknown" for key in tensors if key not in own]
-    problems += [
-        f"{key} is {tuple(tensors[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in tensors and tensors[key].shape != own[key].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems[:3])}{more}")
-    module.load_state_dict(dict(tensors))
-
-
-def _flush(path: Path) -> None:
-    """Brings a file or folder to the disk, so that a power cut after the rename finds it whole."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _short(value: Any) -> str:
+    return one_line(ValueError(repr(value)), 60)

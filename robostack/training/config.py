@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from robostack.common.numbers import check_bounds
 from robostack.core.names import OptimizerName
 from robostack.policies.settings import Augmentation, Scaling
 
@@ -16,7 +17,9 @@ class TrainConfig:
     data: tuple[Path, ...]
     """Data set to train on, or several."""
     out: Path
-    """Folder of the run; must not exist yet."""
+    """Folder of the run; must not exist yet, or be empty."""
+    convert: bool = False
+    """Convert data in another format first, into DATA.robostack beside it, which later runs use again."""
     observe: tuple[str, ...] = ()
     """Observation features the policy sees; all of the data sets when none is named."""
     weights: tuple[float, ...] = ()
@@ -52,12 +55,15 @@ class TrainConfig:
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("frame_stride", "steps", "batch", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_bounds(self, 1, 10**9, "frame_stride", "steps", "batch", "log_every", "checkpoint_every")
+        check_bounds(self, 0, 2**63 - 1, "seed")
+        check_bounds(self, 0, 10**6, "threads")
+        check_bounds(self, 0, 10**9, "warmup_steps")
+        check_bounds(self, 0.0, 1e30, "weight_decay", "gradient_clip")
+        check_bounds(self, 0.0, 1.0, "average_decay")
         if not self.data:
             raise ValueError("data must name at least one data set")
-        if self.rate is not None and self.rate <= 0:
+        if self.rate is not None and not 0 < self.rate < float("inf"):
             raise ValueError(f"rate must be positive, got {self.rate}")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")

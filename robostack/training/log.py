@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
+import socket
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-LOG_FILE = "log.jsonl"
+from robostack.common import log
+from robostack.common.log import LOG_FILE, Appending, Log
+
+__all__ = ["LOG_FILE", "Report", "TrainingLog", "read_log"]
 
 
 @dataclass(frozen=True)
@@ -32,19 +38,19 @@ class TrainingLog:
     """Appends reports to RUN/log.jsonl and RUN/tensorboard; a resumed run drops what lies after its checkpoint."""
 
     def __init__(self, run: Path, step: int) -> None:
-        self._path = run / LOG_FILE
         kept = [line for line in read_log(run) if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         before = kept[-1] if kept else {"time_s": 0.0, "cpu_s": 0.0}
         self._wall, self._cpu = time.perf_counter() - before["time_s"], time.process_time() - before["cpu_s"]
         self._last = (step, time.perf_counter(), 0.0)
-        self._file = self._path.open("a")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # an extra: the JSON lines say the same
-            self._board = None
-        else:
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        with ExitStack() as opened:
+            self._log = opened.enter_context(Log(run, kept))
+            try:
+                self._board = _Board(run / "tensorboard", step)
+            except ImportError:  # an extra: the JSON lines say the same
+                self._board = None
+            else:
+                opened.callback(self._board.close)
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> TrainingLog:
         return self
@@ -52,9 +58,7 @@ class TrainingLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._opened.close()
 
     def write(
         self, step: int, steps: int, loss: float, gradient_norm: float, learning_rate: float, waited: float
@@ -74,23 +78,43 @@ class TrainingLog:
             time_s=now - self._wall,
             cpu_s=time.process_time() - self._cpu,
         )
-        self._file.write(json.dumps(asdict(report)) + "\n")
-        self._file.flush()
+        self._log.write(report)
         if self._board is not None:
-            for key, value in asdict(report).items():
-                if key not in ("step", "steps"):
-                    self._board.add_scalar(key, value, step)
+            values = asdict(report)
+            self._board.write(step, {name: values[name] for name in values if name not in ("step", "steps")})
         return report
 
 
-def read_log(run: Path) -> list[dict[str, float]]:
-    """The reports of a run, oldest first; none for a run that logged nothing. A line cut short by a kill is dropped."""
-    path = run / LOG_FILE
-    lines = path.read_text().splitlines() if path.exists() else []
-    reports = []
-    for line in lines:
-        try:
-            reports.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return reports
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The reports of a run, oldest first; see `robostack.common.log.read_log`."""
+    return log.read_log(run, Report)
+
+
+class _Board:
+    """Curves for TensorBoard, written at once: its own writer does so in a thread, whose errors come late and as a
+    traceback. Raises ImportError where TensorBoard is not installed."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._file = Appending(folder / name)
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+        # What an earlier process drew beyond this step is not shown.
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._write(step=step, summary=self._summary(value=[
+            self._summary.Value(tag=name, simple_value=value) for name, value in values.items()
+        ]))  # fmt: skip
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, **values: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **values).SerializeToString())

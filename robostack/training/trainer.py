@@ -2,145 +2,64 @@
 
 What a step does is a function of (seed, step): its batch and its noise come from generators made from these two
 numbers. A resumed run therefore needs weights, average and optimiser state, and goes on bit for bit.
+
+A run has its folder as soon as its first step is found sound, and not before: what is refused leaves nothing behind.
+From then on it can be resumed whatever stops it, if need be from step 0.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from robostack.common.files import refuse_taken, room_needed, whole_folder
+from robostack.common.interrupt import held_back, saying
 from robostack.core.devices import pick_device
-from robostack.core.optim import STATE, build_optimizers
-from robostack.datasets.mixture import Mixture, name_robots
-from robostack.datasets.store import EpisodeStore
-from robostack.datasets.windows import Windows, WindowSampler
+from robostack.datasets.convert import Progress
 from robostack.policies.augment import augment
-from robostack.policies.checkpoint import Checkpoint, CheckpointError, load_strictly
+from robostack.policies.checkpoint import RUN_FILE, Checkpoint, Resumed, Training
 from robostack.policies.processor import Processor
-from robostack.policies.protocol import PolicyConfig
+from robostack.policies.weights import CheckpointError
 from robostack.provenance import describe_run
 from robostack.serialize import from_json, to_json
 from robostack.training.config import TrainConfig
-from robostack.training.log import Report, TrainingLog
+from robostack.training.data import open_stores
+from robostack.training.log import LOG_FILE, Report, TrainingLog
+from robostack.training.source import Source, differing
+from robostack.training.state import TrainingError, TrainingState, schedule
 
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and what to do."""
-
-
-@dataclass
-class TrainingState:
-    """All that changes from step to step."""
-
-    policy: nn.Module
-    average: nn.Module
-    optimizers: tuple[torch.optim.Optimizer, ...]
-    step: int = 0
-
-    @staticmethod
-    def of(policy: nn.Module, average: nn.Module, train: TrainConfig, device: torch.device) -> TrainingState:
-        policy.to(device)
-        average.to(device).requires_grad_(False).eval()
-        average.load_state_dict(policy.state_dict())
-        optimizers = build_optimizers(policy, train.optimizer, train.learning_rate, train.weight_decay)
-        return TrainingState(policy, average, optimizers)
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything as flat named tensors, by file."""
-        optimizer = {
-            f"{name}.{key}": optimizer.state[parameter][key]
-            for name, parameter, optimizer in self._shared_out()
-            for key in STATE[type(optimizer)]
-            if parameter in optimizer.state
-        }
-        return {"model": self.policy.state_dict(), "average": self.average.state_dict(), "optimizer": optimizer}
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes weights, average and optimiser state from a checkpoint, strictly."""
-        load_strictly(self.policy, checkpoint.tensors("model"), checkpoint.path / "model.safetensors")
-        load_strictly(self.average, checkpoint.tensors("average"), checkpoint.path / "average.safetensors")
-        stored, file = checkpoint.tensors("optimizer"), checkpoint.path / "optimizer.safetensors"
-        for name, parameter, optimizer in self._shared_out():
-            keys = STATE[type(optimizer)]
-            values = {key: stored.pop(f"{name}.{key}") for key in keys if f"{name}.{key}" in stored}
-            if not values:
-                continue  # a parameter that never had a gradient has no state
-            for key in keys:
-                expected = () if key == "step" else tuple(parameter.shape)
-                came = tuple(values[key].shape) if key in values else "missing"
-                if came != expected:
-                    raise CheckpointError(f"{file}: {name}.{key} is {came}, expected {expected}: use another one")
-            # On the CPU the fused optimiser keeps its step counter there too; on a GPU, with the parameter.
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in values.items()}
-        if stored:
-            raise CheckpointError(f"{file}: {min(stored)} belongs to no parameter of this run: use another one")
-        self.step = checkpoint.step
-
-    def _shared_out(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
-        """Every parameter, in the policy's order, with the optimiser that has it."""
-        owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        return ((name, parameter, owner[parameter]) for name, parameter in self.policy.named_parameters())
-
-
-@dataclass(frozen=True)
-class Source:
-    """The data sets of a run, as the stream of batches that it trains on."""
-
-    stores: Sequence[EpisodeStore]
-    robots: Sequence[str]
-    mixture: Mixture
-
-    @staticmethod
-    def of(stores: Sequence[EpisodeStore], processor: Processor, policy: PolicyConfig, train: TrainConfig) -> Source:
-        """Raises DataError when a data set has no window, or lacks what its robot observes."""
-        robots = name_robots(stores, (*processor.keys, "action"), train.robots)
-        samplers = [
-            WindowSampler(
-                store,
-                processor.keys_of(robot),
-                policy.chunk_len,
-                train.frame_stride,
-                processor.rate,
-                policy.history,
-            )
-            for store, robot in zip(stores, robots, strict=True)
-        ]
-        return Source(stores, robots, Mixture(samplers, train.weights))
-
-    def draw(self, batch: int, rng: np.random.Generator) -> list[tuple[str, Windows, list[str]]]:
-        """(robot, windows, task texts) for each data set that has a share in the batch."""
-        return [
-            (self.robots[part.source], part.windows, [self.stores[part.source].tasks[i] for i in part.windows.task])
-            for part in self.mixture.draw(batch, rng)
-        ]
-
-    def describe(self) -> list[dict[str, Any]]:
-        """What the checkpoint says of its data, and a resumed run compares."""
-        return [
-            {"path": str(s.path), "episodes": s.episodes, "frames": s.frames, "seeds": s.provenance.get("seeds")}
-            for s in self.stores
-        ]
+__all__ = ["TrainingError", "resume", "schedule", "train"]
 
 
 def train(
-    policy_name: str, policy_config: Any, train: TrainConfig, report: Callable[[Report], None] = lambda _: None
+    policy_name: str,
+    policy_config: Any,
+    train: TrainConfig,
+    report: Callable[[Report], None] = lambda _: None,
+    converting: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
-    """Trains a policy from scratch and returns the folder of the run. `report` is told about every logged step.
+    """Trains a policy from scratch and returns the folder of the run. `report` is told about every logged step,
+    `converting` how far data in another format are.
 
-    Raises FileExistsError when `train.out` exists, DataError for unfit data, TrainingError when the loss is not finite.
+    Raises FileExistsError when `train.out` is taken, DataError for unfit data, TrainingError when the loss is not
+    finite, DiskFullError, and Interrupted, which says what is kept.
     """
-    if train.out.exists():
-        raise FileExistsError(f"{train.out} already exists: choose another folder, or continue it with --resume")
-    stores = [EpisodeStore(path) for path in train.data]
+    resumable = (train.out / RUN_FILE).exists() or (train.out / "checkpoints").exists()
+    go_on = f"robostack train --resume {train.out} goes on with it, or choose another folder"
+    refuse_taken(train.out, go_on if resumable else "choose another folder, or remove it first")
+    pick_device(train.device)
+    # From wherever the run is resumed, its data are found again.
+    train = replace(train, data=tuple(path.absolute() for path in train.data))
+    stores = open_stores(train, converting)
     processor = Processor.of(
         stores,
         policy_config.chunk_len,
@@ -151,26 +70,39 @@ def train(
         policy_config.history,
     )
     source = Source.of(stores, processor, policy_config, train)
-    training = {"config": to_json(train), "data": source.describe(), **describe_run()}
+    now = describe_run()
+    training = Training(to_json(train), source.describe(), now["command"], now["commit"], now["date"], now["machine"])
     checkpoint = Checkpoint(train.out, policy_name, policy_config, processor, 0, training)
-    train.out.mkdir(parents=True)
     return _run(checkpoint, None, train, source, report)
 
 
 def resume(run: Path, policy_name: str | None = None, report: Callable[[Report], None] = lambda _: None) -> Path:
-    """Continues the run in folder `run` from its newest checkpoint, with its own settings and data.
+    """Continues the run in folder `run` from its newest checkpoint, or from its start where there is none yet, with
+    its own settings and data.
 
-    Raises CheckpointError when there is none, it is damaged, or it holds another policy than `policy_name`.
+    Raises CheckpointError when there is no run, its checkpoint is damaged, it holds another policy than `policy_name`
+    or its data are no longer what they were; and as `train`.
     """
-    checkpoint = Checkpoint.read(run)
+    begun = None if any(run.glob("checkpoints/step-*/checkpoint.json")) else Checkpoint.read_start(run)
+    checkpoint = begun or Checkpoint.read(run)
+    if checkpoint.path == run and begun is None:
+        raise CheckpointError(f"{run} is a checkpoint: name the folder of its run, {run.parent.parent}")
     if policy_name is not None and checkpoint.policy != policy_name:
         raise CheckpointError(f"{run} is a run of {checkpoint.policy}, expected {policy_name}: name that policy")
-    train = from_json(TrainConfig, {**checkpoint.training["config"], "out": str(run)})
-    stores = [EpisodeStore(path) for path in train.data]
-    source = Source.of(stores, checkpoint.processor, checkpoint.config, train)
-    if (then := checkpoint.training["data"]) != (now := source.describe()):
-        raise CheckpointError(f"{run} was trained on {_differing(then, now)}: restore it")
-    return _run(checkpoint, checkpoint, train, source, report)
+    try:
+        train = from_json(TrainConfig, {**checkpoint.training.config, "out": str(run)})
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path} has no settings of a training ({error}): use another one") from error
+    try:
+        stores = open_stores(train)
+        source = Source.of(stores, checkpoint.processor, checkpoint.config, train)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run} was trained on data that cannot be used any more: {error}") from error
+    if told := differing(checkpoint.training.data, source.describe()):
+        raise CheckpointError(f"{run} was trained on {told}: restore it")
+    resumed = (*checkpoint.training.resumed, Resumed(checkpoint.step, **describe_run()))
+    goes_on = replace(checkpoint, training=replace(checkpoint.training, resumed=resumed))
+    return _run(goes_on, None if begun else checkpoint, train, source, report)
 
 
 def _run(
@@ -183,15 +115,20 @@ def _run(
     if train.threads:
         torch.set_num_threads(train.threads)
     device = pick_device(train.device)
+    if start is not None:
+        start.check_fits("model")
+        start.check_fits("average")
     torch.manual_seed(train.seed)  # of the initial weights; everything later has generators of its own
     policy, average = checkpoint.build(), checkpoint.build()
     state = TrainingState.of(policy.train(), average, train, device)
     if start is not None:
         state.restore(start)
 
-    with TrainingLog(train.out, state.step) as log:
-        waited = 0.0
+    run = _Run(checkpoint, train, state)
+    with ExitStack() as opened, saying(run.keep), held_back() as let_through:
+        log, waited = None, 0.0
         while state.step < train.steps:
+            let_through()
             begun = time.perf_counter()
             rng = np.random.default_rng([train.seed, state.step])
             parts = source.draw(train.batch, rng)
@@ -200,59 +137,95 @@ def _run(
             observation = augment(observation, train.augmentation, generator)
             waited += time.perf_counter() - begun
 
-            rate = train.learning_rate * schedule(state.step, train.warmup_steps, train.steps)
-            for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
-                group["lr"] = rate
             with _precision(device):
                 loss = policy.loss(observation, actions, counts, generator)  # pyright: ignore[reportCallIssue]
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(policy.parameters(), train.gradient_clip)
-            for optimizer in state.optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            state.step += 1
-            _follow(state.average, policy, min(train.average_decay, state.step / (10 + state.step)))
-
-            last = state.step == train.steps
-            if last or state.step % train.log_every == 0:
-                if not math.isfinite(loss.item()):
-                    raise TrainingError(
-                        f"the loss is {loss.item()} at step {state.step}: the last checkpoint is kept; "
-                        "try a smaller learning rate"
-                    )
-                report(log.write(state.step, train.steps, loss.item(), float(norm), rate, waited))
-            if last or state.step % train.checkpoint_every == 0:
-                folder = train.out / "checkpoints" / f"step-{state.step:08d}"
-                if not folder.exists():
-                    replace(checkpoint, path=folder, step=state.step).save(state.tensors())
+            norm = float(nn.utils.clip_grad_norm_(policy.parameters(), train.gradient_clip))
+            if not (math.isfinite(norm) and math.isfinite(loss.item())):
+                raise TrainingError(
+                    f"the loss is {loss.item():.4g} and the norm of its gradient is {norm:.4g} at step "
+                    f"{state.step + 1}, which is not taken: {run.kept()}; try a smaller learning rate"
+                )
+            # Now the weights are known to be sound, and the settings to work.
+            run.save_if_due()
+            if log is None:
+                log = opened.enter_context(run.begin())
+            rate = train.learning_rate * schedule(state.step, train.warmup_steps, train.steps)
+            state.apply(rate, train.average_decay)
+            if state.step == train.steps or state.step % train.log_every == 0:
+                with run.room(LOG_FILE):
+                    line = log.write(state.step, train.steps, loss.item(), norm, rate, waited)
+                report(line)
+        run.save_if_due()
     return train.out
 
 
-def schedule(step: int, warmup_steps: int, steps: int) -> float:
-    """The share of the full learning rate at `step`: linear to 1 over the warm-up, then half a cosine to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+@dataclass
+class _Run:
+    """The folder of a run: what is in it, and what is said of that when the run is stopped."""
 
+    checkpoint: Checkpoint
+    """What is the same in all of its checkpoints."""
+    train: TrainConfig
+    state: TrainingState
+    saved: int = field(init=False)
+    """Step of the last checkpoint; 0 where there is none."""
 
-@torch.no_grad()
-def _follow(average: nn.Module, policy: nn.Module, decay: float) -> None:
-    """average ← decay · average + (1 − decay) · policy; buffers, such as the statistics of a norm, are copied."""
-    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        list(average.parameters()), list(policy.parameters()), 1.0 - decay
-    )
-    for kept, buffer in zip(average.buffers(), policy.buffers(), strict=True):
-        kept.copy_(buffer)
+    def __post_init__(self) -> None:
+        self.saved = self.state.step
+
+    def begin(self) -> TrainingLog:
+        """Makes the folder where there is none yet, and opens its log."""
+        out = self.train.out
+        with self.room(RUN_FILE):
+            if not out.exists():
+                with whole_folder(out) as folder:
+                    self.checkpoint.save_start(folder)
+            elif not self.saved and not (out / RUN_FILE).exists():
+                self.checkpoint.save_start(out)
+            return TrainingLog(out, self.state.step)
+
+    def save_if_due(self) -> None:
+        """After every so many steps, and the last."""
+        step = self.state.step
+        if step == self.train.steps or (step and step % self.train.checkpoint_every == 0):
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint of the state as it is, unless there is one."""
+        folder = self.train.out / "checkpoints" / f"step-{self.state.step:08d}"
+        if self.state.step != self.saved and not folder.exists():
+            with self.room(f"checkpoints/{folder.name}"):
+                replace(self.checkpoint, path=folder, step=self.state.step).save(self._sound())
+        self.saved = self.state.step
+
+    def keep(self) -> str:
+        """Saves what is there between two steps; says what is kept and how to go on."""
+        if not self.state.step:
+            return self.kept()
+        if self.state.whole:
+            self.save()
+        return self.kept()
+
+    def kept(self) -> str:
+        if self.saved:
+            name = f"{self.train.out}/checkpoints/step-{self.saved:08d}"
+            return f"{name} is kept, and robostack train --resume {self.train.out} goes on"
+        if (self.train.out / RUN_FILE).exists():
+            return f"no checkpoint was made yet; robostack train --resume {self.train.out} starts from step 0"
+        return "nothing was begun"
+
+    def room(self, name: str) -> AbstractContextManager[None]:
+        """Turns a full disk into what is kept and how to go on."""
+        return room_needed(self.train.out / name, f"{self.kept()}; make room first")
+
+    def _sound(self) -> Any:
+        try:
+            return self.state.tensors()
+        except TrainingError as error:
+            raise TrainingError(f"{error}: {self.kept()}; try a smaller learning rate") from error
 
 
 def _precision(device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 products on a GPU, float32 on the CPU; weights and sums stay float32 on both."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-
-
-def _differing(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
-    """The first data set that is not what it was, in words."""
-    for old, new in zip(then, now, strict=True):
-        if old != new:
-            return f"{old['episodes']} episodes of {old['path']}, which now has {new['episodes']}"
-    raise AssertionError("the two are equal")

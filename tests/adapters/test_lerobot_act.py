@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from robostack.adapters.lerobot_act import act_from_lerobot
 from robostack.policies.act import Act
-from robostack.policies.checkpoint import load_strictly
 from robostack.policies.protocol import Observation
+from robostack.policies.weights import load_strictly
 
 
 def lerobots(folder: Path, **changes: Any) -> tuple[Any, dict[str, Any], dict[str, torch.Tensor]]:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from robostack.adapters.lerobot_diffusion import diffusion_from_lerobot
-from robostack.policies.checkpoint import load_strictly
 from robostack.policies.diffusion import Diffusion
 from robostack.policies.protocol import Observation
+from robostack.policies.weights import load_strictly
 
 
 def lerobots(folder: Path, **changes: Any) -> tuple[Any, dict[str, Any], dict[str, torch.Tensor]]:

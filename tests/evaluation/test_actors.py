@@ -18,7 +18,7 @@ from robostack.envs.aloha.vector import AlohaVectorEnv
 from robostack.evaluation.actors import PolicyActor
 from robostack.evaluation.rollout import make_worlds, run_together
 from robostack.policies import checkpoint as checkpoints
-from robostack.policies.checkpoint import Checkpoint
+from robostack.policies.checkpoint import Checkpoint, Training
 from robostack.policies.processor import Processor
 from robostack.policies.protocol import Interface, Observation
 from robostack.runtime.chunks import temporal_ensemble
@@ -89,7 +89,8 @@ def save_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: StubConfi
     )
     store = EpisodeStore(tmp_path / "demonstrations")
     processor = Processor.of([store], config.chunk_len, history=config.history)
-    saved = Checkpoint(tmp_path / "stub", "stub", config, processor, 0, {"data": []})
+    training = Training({}, (), "train", "abc", "today", "here")
+    saved = Checkpoint(tmp_path / "stub", "stub", config, processor, 0, training)
     saved.save({"average": {}})
     return saved
 

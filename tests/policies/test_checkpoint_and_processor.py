@@ -13,13 +13,14 @@ from support import write, write_reaching_data
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import Moments, WindowSampler
-from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
+from robostack.policies.checkpoint import Checkpoint, TrainedOn, Training, newest
 from robostack.policies.decision_transformer import DecisionTransformerConfig
 from robostack.policies.diffusion import DiffusionConfig
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.processor import Processor
 from robostack.policies.protocol import PolicyConfig
 from robostack.policies.settings import Scaling
+from robostack.policies.weights import CheckpointError
 from robostack.serialize import from_json, to_json
 
 RNG = np.random.default_rng(0)
@@ -30,10 +31,11 @@ CONFIG = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width
 def saved(tmp_path: Path) -> Checkpoint:
     processor = Processor.of([EpisodeStore(write_reaching_data(tmp_path / "data"))], CONFIG.chunk_len)
     folder = tmp_path / "run" / "checkpoints" / "step-00000007"
-    checkpoint = Checkpoint(folder, "pi0", CONFIG, processor, 7, {"data": {}})
+    training = Training({}, (TrainedOn("data", 8, 192, (0, 7), "0" * 64),), "train", "abc", "today", "here")
+    checkpoint = Checkpoint(folder, "pi0", CONFIG, processor, 7, training)
     weights = checkpoint.build().state_dict()
     checkpoint.save({"model": weights, "average": weights})
-    return checkpoint
+    return Checkpoint.read(folder)
 
 
 def test_round_trip(saved: Checkpoint) -> None:

@@ -60,7 +60,7 @@ def test_a_muon_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     resume(broken.out)
     one, other = tensors(broken.out), tensors(whole.out)
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    assert from_json(TrainConfig, Checkpoint.read(broken.out).training["config"]) == broken
+    assert from_json(TrainConfig, Checkpoint.read(broken.out).training.config) == broken
 
 
 def test_optimizer_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.settings import Scaling
 from robostack.serialize import from_json
-from robostack.training import trainer
+from robostack.training import state
 from robostack.training.config import TrainConfig
 from robostack.training.log import read_log
 from robostack.training.trainer import TrainingError, resume, schedule, train
@@ -135,8 +135,9 @@ def test_the_loss_falls_and_everything_is_logged(tmp_path: Path) -> None:
     assert all(0 <= line["data_wait"] < 1 for line in log)
     assert any((config.out / "tensorboard").iterdir())
     training = Checkpoint.read(config.out).training
-    data = {"path": str(config.data[0]), "episodes": 8, "frames": 192, "seeds": [0, 7]}
-    assert training["data"] == [data] and training["commit"]
+    (data,) = training.data
+    assert (data.path, data.episodes, data.frames, data.seeds) == (str(config.data[0]), 8, 192, (0, 7))
+    assert len(data.actions_sha256) == 64 and training.commit and not training.resumed
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_the_average_has_the_buffers_of_the_weights() -> None:
     policy, average = (torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)) for _ in range(2))
     for _ in range(3):
         policy(torch.randn(8, 3))
-    trainer._follow(average, policy, 0.9)
+    state.follow(average, policy, 0.9)
     buffers = dict(average.named_buffers())
     assert buffers["1.num_batches_tracked"] == 3
     assert all(torch.equal(buffers[name], value) for name, value in policy.named_buffers())
@@ -214,7 +215,7 @@ def test_a_mixture_resumes_at_the_sample(tmp_path: Path) -> None:
     other = settings(tmp_path, data=both, weights=(2.0, 1.0), out=tmp_path / "other")
     train("pi0", POLICY, other)
     assert not same(other.out, whole.out)
-    assert from_json(TrainConfig, Checkpoint.read(mixed.out).training["config"]) == mixed
+    assert from_json(TrainConfig, Checkpoint.read(mixed.out).training.config) == mixed
 
 
 def test_every_scaling_trains_and_is_in_the_checkpoint(tmp_path: Path) -> None:
