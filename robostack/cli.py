@@ -254,13 +254,14 @@ def train(arguments: list[str]) -> int:
     from robostack.training.config import TrainConfig
 
     known = ", ".join(POLICY_NAMES)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in HELP):
+    resumed = arguments[:1] == ["--resume"]  # a run knows its policy
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in HELP and not resumed):
         raise UsageError(f"name the policy first: one of {known} (see robostack train --help)")
-    policy, rest = arguments[0], arguments[1:]
+    policy, rest = (None, arguments) if resumed else (arguments[0], arguments[1:])
     if policy in HELP:
         about = f"{VERBS['train'][1]}. Policies: {known}. `robostack train POLICY --help` adds the flags of one."
         parse(Annotated[TrainConfig, OmitArgPrefixes], "robostack train POLICY", ["--help"], about)
-    if policy not in POLICY_NAMES:
+    if policy is not None and policy not in POLICY_NAMES:
         raise ValueError(f"unknown policy {policy!r}: {did_you_mean(policy, POLICY_NAMES)}expected one of {known}")
     from robostack.policies.checkpoint import POLICIES
 
@@ -270,7 +271,8 @@ def train(arguments: list[str]) -> int:
             raise ValueError("--resume takes the folder of a run and nothing else: its settings are its own")
         from robostack.training.trainer import resume
 
-        return _train(Path(rest[1]), lambda report: resume(Path(rest[1]), policy, report), as_json)
+        return _train(Path(rest[1]), lambda *told: resume(Path(rest[1]), policy, *told), as_json)
+    assert policy is not None
 
     settings = make_dataclass(
         "Train",
@@ -284,10 +286,10 @@ def train(arguments: list[str]) -> int:
     config = _parse(f"train {policy}", settings, rest)
     from robostack.training.trainer import train as run
 
-    return _train(config.train.out, lambda report: run(policy, config.policy, config.train, report), config.json)
+    return _train(config.train.out, lambda *told: run(policy, config.policy, config.train, *told), config.json)
 
 
-def _train(out: Path, run: Callable[[Callable[[Any], None]], Path], as_json: bool) -> int:
+def _train(out: Path, run: Callable[[Callable[[Any], None], Callable[[Any], None]], Path], as_json: bool) -> int:
     from robostack.progress import Bar
 
     if importlib.util.find_spec("tensorboard") is None:
@@ -300,7 +302,10 @@ def _train(out: Path, run: Callable[[Callable[[Any], None]], Path], as_json: boo
             note = f"loss {done.loss:.4f}, {done.steps_per_s:.1f} steps/s, waits for data {done.data_wait:.0%}"
             bar.update(done.step, done.steps, note)
 
-        run(report)
+        def converting(done: Any) -> None:
+            bar.update(done.done, done.total, f"{done.stage} the data, {done.left_out} left out")
+
+        run(report, converting)
     say(f"trained: {out}; next: robostack eval {shlex.quote(str(out))} --env E")
     if as_json:
         print_json([{"run": str(out), **last}])

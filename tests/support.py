@@ -34,11 +34,11 @@ def write(path: Path, lengths: list[int]) -> list[dict[str, np.ndarray]]:
     return episodes
 
 
-def write_reaching_data(path: Path, episodes: int = 8, length: int = 24) -> Path:
+def write_reaching_data(path: Path, episodes: int = 8, length: int = 24, seed: int = 0) -> Path:
     """A data set a policy can learn in seconds: each action is a fixed linear map of the first state."""
     features = {"observation.state": Feature((3,), "float32"), "action": Feature((2,), "float32")}
     writer = EpisodeWriter(path, features, fps=50, provenance={"seeds": [0, episodes - 1]})
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for _ in range(episodes):
         state = rng.normal(size=(length, 3)).astype(np.float32)
         writer.append({"observation.state": state, "action": state[:, :2] - state[:, 2:]}, "reach")

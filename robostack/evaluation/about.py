@@ -12,21 +12,20 @@ from typing import Any
 from robostack.common.files import read_text
 from robostack.common.text import one_line, printable
 from robostack.evaluation.html_page import finite
-from robostack.policies.checkpoint import Checkpoint, CheckpointError
+from robostack.policies.checkpoint import Checkpoint, TrainedOn
 
 
-def keep_apart(seeds: range, path: Path, training: Mapping[str, Any]) -> None:
-    """Raises ValueError where a seed of the evaluation is one of the demonstrations that the policy was trained on, as
-    `training` of the checkpoint at `path` says it.
+def keep_apart(seeds: range, trained_on: Sequence[TrainedOn]) -> None:
+    """Raises ValueError where a seed of the evaluation is one of the demonstrations that the policy was trained on.
 
     Warns where that cannot be known: data of other programs, of a robot, or of a conversion that lost them.
     """
     unknown = []
-    for data in _data(path, training):
-        if (known := data.get("seeds")) is None:
-            unknown.append(printable(str(data.get("path"))))
+    for data in trained_on:
+        if data.seeds is None:
+            unknown.append(printable(data.path))
             continue
-        first, last = _bounds(known, path)
+        first, last = data.seeds
         if max(first, seeds[0]) <= min(last, seeds[-1]):
             raise ValueError(
                 f"the policy was trained on demonstrations of seeds {first} to {last}, and evaluation asked for "
@@ -42,13 +41,12 @@ def keep_apart(seeds: range, path: Path, training: Mapping[str, Any]) -> None:
 
 def describe_training(checkpoint: Checkpoint, parameters: int) -> dict[str, Any]:
     """What readers of a result ask of a policy's training, for the summary and the page."""
-    config = checkpoint.training.get("config")
-    config = config if isinstance(config, Mapping) else {}
+    config = checkpoint.training.config
     return {
         "checkpoint": str(checkpoint.path),
         "data": [
-            {key: data.get(key) for key in ("path", "episodes", "frames", "seeds")}
-            for data in _data(checkpoint.path, checkpoint.training)
+            {"path": of.path, "episodes": of.episodes, "frames": of.frames, "seeds": of.seeds and list(of.seeds)}
+            for of in checkpoint.training.data
         ],
         "step": checkpoint.step,
         **{key: config.get(key) for key in ("steps", "batch", "optimizer", "learning_rate", "seed")},
@@ -80,20 +78,3 @@ def read_training_log(run: Path) -> tuple[list[Mapping[str, Any]], str]:
         warnings.warn(said, stacklevel=2)
         return [], said
     return lines, ""
-
-
-def _data(path: Path, training: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    data = training.get("data")
-    if not isinstance(data, list) or not all(isinstance(one, Mapping) for one in data):
-        raise CheckpointError(f"{path} does not say what it was trained on: use another checkpoint")
-    return data
-
-
-def _bounds(seeds: Any, path: Path) -> tuple[int, int]:
-    whole = isinstance(seeds, list | tuple) and len(seeds) == 2
-    if not whole or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
-        raise CheckpointError(
-            f"{path}: expected the first and last seed of its demonstrations, got "
-            f"{one_line(ValueError(repr(seeds)), 60)}: use another checkpoint"
-        )
-    return seeds[0], seeds[1]

@@ -112,7 +112,7 @@ def _subject(run: str, config: EvalConfig) -> _Subject:
         settings = replace(settings, checkpoint=name_checkpoint(newest_expert(Path(run)) / "expert.json"))
         return _Subject("expert", partial(TrainedExpertActor, Path(run)), settings)
     checkpoint = Checkpoint.read(run)
-    keep_apart(range(config.seed, config.seed + config.episodes), checkpoint.path, checkpoint.training)
+    keep_apart(range(config.seed, config.seed + config.episodes), checkpoint.training.data)
     device = str(pick_device(config.device))
     blend = newest if config.ensemble is None else temporal_ensemble(config.ensemble)
     execute_len = checkpoint.config.execute_len if config.execute_len is None else config.execute_len

@@ -18,6 +18,7 @@ step 0 without tensors: what is stopped before its first checkpoint can go on to
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,10 +269,14 @@ def newest(path: Path) -> Path:
         return found[-1].parent
     if (path / RUN_FILE).exists():
         raise CheckpointError(
-            f"no checkpoint at {path} yet: its training was stopped before the first; "
-            f"robostack train --resume {path} goes on"
+            f"no checkpoint at {path} yet: its training was stopped before the first; {resume_command(path)} goes on"
         )
     raise CheckpointError(f"no checkpoint at {path}: expected a run of `robostack train` or one of its checkpoints")
+
+
+def resume_command(run: Path) -> str:
+    """As it can be typed."""
+    return f"robostack train --resume {shlex.quote(str(run))}"
 
 
 def _short(value: Any) -> str:

@@ -26,7 +26,7 @@ from robostack.common.interrupt import held_back, saying
 from robostack.core.devices import pick_device
 from robostack.datasets.convert import Progress
 from robostack.policies.augment import augment
-from robostack.policies.checkpoint import RUN_FILE, Checkpoint, Resumed, Training
+from robostack.policies.checkpoint import RUN_FILE, Checkpoint, Resumed, Training, resume_command
 from robostack.policies.processor import Processor
 from robostack.policies.weights import CheckpointError
 from robostack.provenance import describe_run
@@ -54,7 +54,7 @@ def train(
     finite, DiskFullError, and Interrupted, which says what is kept.
     """
     resumable = (train.out / RUN_FILE).exists() or (train.out / "checkpoints").exists()
-    go_on = f"robostack train --resume {train.out} goes on with it, or choose another folder"
+    go_on = f"{resume_command(train.out)} goes on with it, or choose another folder"
     refuse_taken(train.out, go_on if resumable else "choose another folder, or remove it first")
     pick_device(train.device)
     # From wherever the run is resumed, its data are found again.
@@ -76,7 +76,12 @@ def train(
     return _run(checkpoint, None, train, source, report)
 
 
-def resume(run: Path, policy_name: str | None = None, report: Callable[[Report], None] = lambda _: None) -> Path:
+def resume(
+    run: Path,
+    policy_name: str | None = None,
+    report: Callable[[Report], None] = lambda _: None,
+    converting: Callable[[Progress], None] = lambda _: None,
+) -> Path:
     """Continues the run in folder `run` from its newest checkpoint, or from its start where there is none yet, with
     its own settings and data.
 
@@ -94,7 +99,7 @@ def resume(run: Path, policy_name: str | None = None, report: Callable[[Report],
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path} has no settings of a training ({error}): use another one") from error
     try:
-        stores = open_stores(train)
+        stores = open_stores(train, converting)
         source = Source.of(stores, checkpoint.processor, checkpoint.config, train)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run} was trained on data that cannot be used any more: {error}") from error
@@ -210,9 +215,9 @@ class _Run:
     def kept(self) -> str:
         if self.saved:
             name = f"{self.train.out}/checkpoints/step-{self.saved:08d}"
-            return f"{name} is kept, and robostack train --resume {self.train.out} goes on"
+            return f"{name} is kept, and {resume_command(self.train.out)} goes on"
         if (self.train.out / RUN_FILE).exists():
-            return f"no checkpoint was made yet; robostack train --resume {self.train.out} starts from step 0"
+            return f"no checkpoint was made yet; {resume_command(self.train.out)} starts from step 0"
         return "nothing was begun"
 
     def room(self, name: str) -> AbstractContextManager[None]:
