@@ -57,14 +57,15 @@ def describe_training(checkpoint: Checkpoint, parameters: int) -> dict[str, Any]
 
 def name_checkpoint(file: Path) -> str:
     """The folder's name, and a hash of the file with which a checkpoint describes itself."""
-    return f"{file.parent.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    return f"{file.parent.name} {hashlib.sha256(read_text(file).encode()).hexdigest()[:16]}"
 
 
-def read_training_log(run: Path) -> tuple[list[Mapping[str, Any]], str]:
-    """The lines of a run's log.jsonl, and what is to be said of it, or ""; a log that cannot be read is told in a
-    warning, since a policy can be evaluated without its curves. A last line that a kill cut short is left out."""
-    path = run / "log.jsonl"
-    if not path.exists():
+def read_training_log(checkpoint: Path) -> tuple[list[Mapping[str, Any]], str]:
+    """The lines of log.jsonl of the run that a checkpoint lies in, and what is to be said of it, or ""; a log that
+    cannot be read is told in a warning, since a policy can be evaluated without its curves. A last line that a kill cut
+    short is left out."""
+    path = checkpoint.parent.parent / "log.jsonl"
+    if checkpoint.parent.name != "checkpoints" or not path.exists():
         return [], ""
     lines = []
     try:

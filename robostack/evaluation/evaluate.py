@@ -75,7 +75,7 @@ def evaluate(
     about, log, log_said = _describe_env(config.env), [], ""
     if isinstance(actor, PolicyActor):
         about["training"] = describe_training(actor.checkpoint, actor.parameters)
-        log, log_said = read_training_log(actor.checkpoint.path.parent.parent)
+        log, log_said = read_training_log(actor.checkpoint.path)
 
     ledger = Ledger(folder, subject.settings)
     with saying(ledger.how_to_go_on):
