@@ -89,6 +89,29 @@ def make_image_encoder(
     assert_never(config.vision)
 
 
+def make_image_encoders(config: EncoderConfig, interface: Interface, width: int) -> nn.ModuleDict:
+    """The encoder of each camera, in the interface's order. A camera may have any name: what none of torch's modules
+    may be called is escaped."""
+    return nn.ModuleDict(
+        {
+            module_key(name): make_image_encoder(config, size, width, interface.planes(name))
+            for name, size in interface.cameras.items()
+        }
+    )
+
+
+def module_key(name: str) -> str:
+    """The name itself for almost all; as in an address where it has a dot, is empty or a word of torch's own, such as
+    `type`. Different names have different keys."""
+    key = name.replace("%", "%25").replace(".", "%2E")
+    if key and not hasattr(_NO_MODULES, key):
+        return key
+    return f"%{ord(key[0]):02X}{key[1:]}" if key else "%"
+
+
+_NO_MODULES = nn.ModuleDict()
+
+
 def make_entity_encoder(config: EncoderConfig, interface: Interface, width: int) -> EntityEncoder | None:
     """The encoder of a world's entities to one token of `width` numbers, where they are observed."""
     if interface.entities is None:
@@ -106,12 +129,8 @@ class ObservationEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, interface: Interface, looks: int, width: int) -> None:
         super().__init__()
-        self.cameras = nn.ModuleDict(
-            {
-                name: make_image_encoder(config, size, width, interface.planes(name))
-                for name, size in interface.cameras.items()
-            }
-        )
+        self.cameras = make_image_encoders(config, interface, width)
+        self._names = tuple(interface.cameras)
         self.entities = make_entity_encoder(config, interface, width)
         self.state_in = nn.Sequential(nn.Linear(interface.state_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.word = nn.Embedding(interface.vocabulary, width, padding_idx=PADDING)
@@ -134,7 +153,7 @@ class ObservationEncoder(nn.Module):
         told = words.sum(1, keepdim=True)
         task = self.word(observation.text).sum(1) / told.clamp(min=1)
         tokens, counts = [self.state_in(observation.state) + self.look, task[:, None]], [observation.seen, told > 0]
-        for name, module in self.cameras.items():
+        for name, module in zip(self._names, self.cameras.values(), strict=True):
             encoder, present = _encoder(module), observation.present[name][:, None]
             seen = encoder(observation.images[name].flatten(0, 1)).unflatten(0, (batch, looks))
             seen = (seen + self.look[:, None]).flatten(1, 2)

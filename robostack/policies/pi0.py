@@ -23,7 +23,7 @@ from robostack.core.flow_training import TimeSampling, sample_time
 from robostack.core.text import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
-from robostack.policies.encoder import EncoderConfig, make_entity_encoder, make_image_encoder
+from robostack.policies.encoder import EncoderConfig, make_entity_encoder, make_image_encoders
 from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, check_multiple, fit_to_chunk
 
 Prediction = Literal["velocity", "data"]
@@ -89,12 +89,7 @@ class Pi0(nn.Module):
         self.config, self.interface = config, interface
         width, prefix_width = config.expert_width, config.prefix_width
         self.word = nn.Embedding(interface.vocabulary, prefix_width, padding_idx=PADDING)
-        self.cameras = nn.ModuleDict(
-            {
-                name: make_image_encoder(config.encoder, size, prefix_width, interface.planes(name))
-                for name, size in interface.cameras.items()
-            }
-        )
+        self.cameras = make_image_encoders(config.encoder, interface, prefix_width)
         self.entities = make_entity_encoder(config.encoder, interface, prefix_width)
         self.state_in = nn.Linear(interface.state_dim, width)
         self.action_in = nn.Linear(config.actions_per_token * interface.action_dim, width)
@@ -155,10 +150,11 @@ class Pi0(nn.Module):
         if not self.interface.views:
             # Without them the prefix depends on the task alone: encode each task of the batch once.
             text, inverse = torch.unique(text, dim=0, return_inverse=True)
-        tokens = [encoder(observation.images[name][:, -1]) for name, encoder in self.cameras.items()]
+        cameras = zip(self.interface.cameras, self.cameras.values(), strict=True)
+        tokens = [encoder(observation.images[name][:, -1]) for name, encoder in cameras]
         seen = [
             observation.present[name][:, None].expand(-1, picture.shape[1])
-            for name, picture in zip(self.cameras, tokens, strict=True)
+            for name, picture in zip(self.interface.cameras, tokens, strict=True)
         ]
         if self.entities is not None:
             assert observation.entities is not None

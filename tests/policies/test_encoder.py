@@ -1,17 +1,25 @@
 """What a policy sees: tokens in a told order, of which those of what is not there neither count nor change others."""
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from observations import Cameras, interface, make_observation, seeded
+from small_policies import SMALL
 
-from robostack.datasets.windows import History
+from robostack.datasets.episodes import Feature
+from robostack.datasets.store import EpisodeStore, EpisodeWriter
+from robostack.datasets.windows import History, WindowSampler
 from robostack.policies.augment import augment
-from robostack.policies.encoder import EncoderConfig, ObservationEncoder, make_image_encoder
+from robostack.policies.checkpoint import Checkpoint
+from robostack.policies.encoder import EncoderConfig, ObservationEncoder, make_image_encoder, module_key
 from robostack.policies.protocol import Observation
 from robostack.policies.settings import Augmentation
 from robostack.serialize import from_json, to_json
+from robostack.training.config import TrainConfig
+from robostack.training.trainer import train
 
 CAMERAS: Cameras = {"top": (24, 24), "wrist": (16, 32)}
 VIT = EncoderConfig(vision="vit", patch_width=16, patch_heads=2)
@@ -149,6 +157,52 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         make_encoder(EncoderConfig(crop=(24, 24)))
     with pytest.raises(ValueError, match="patches of 8 pixels"):
         make_image_encoder(VIT, (30, 32), WIDTH)
+
+
+NAMES = (
+    "rgb.left_wrist",
+    "left/wrist",
+    "left wrist",
+    "type",
+    "keys",
+    "training",
+    "forward",
+    "_modules",
+    "a%2Eb",
+    "a.b",
+)
+NAMES += ("a%2Eb", "", "%", "top", "[red]", "Kamera ü", "register_buffer", "%74ype", "a\nb")
+
+
+def test_a_camera_may_have_any_name() -> None:
+    assert len({module_key(name) for name in NAMES}) == len(NAMES)
+    assert all(module_key(name) == name for name in ("top", "left wrist", "left/wrist", "rgb_left-wrist", "[red]"))
+    cameras = dict.fromkeys(NAMES, (16, 16))
+    encoder, observation = make_encoder(cameras=cameras), observe(cameras=cameras)
+    assert encoder(observation)[0].shape[1] == LOOKS + 1 + LOOKS * len(NAMES)
+
+
+@pytest.mark.parametrize("case", ["pi0", "act", "diffusion, unet, camera", "decision_transformer", "energy"])
+def test_a_policy_with_cameras_of_any_name_trains_and_is_saved_and_loaded(tmp_path: Path, case: str) -> None:
+    keys = ("observation.state", "observation.type", "observation.a.b/c d", "action")
+    features = {key: Feature((2,), "float32") for key in keys} | {"next.reward": Feature((), "float32")}
+    features |= {f"observation.images.{name}": Feature((24, 24, 3), "uint8") for name in NAMES[:4]}
+    rng = np.random.default_rng(0)
+    episode = {key: rng.integers(0, 9, (30, *f.shape)).astype(f.dtype) for key, f in features.items()}
+    writer = EpisodeWriter(tmp_path / "data", features, 10, robot="type")
+    writer.append(episode, "[red]\x1b")
+    writer.finish()
+    observe = tuple(key for key in features if key.startswith("observation."))
+    config = TrainConfig(
+        (tmp_path / "data",), tmp_path / "run", observe=observe, steps=2, batch=4, checkpoint_every=2, log_every=1
+    )
+    policy, (settings, _) = case.split(",")[0], SMALL[case]
+    saved = Checkpoint.read(train(policy, settings, config))
+    assert tuple(saved.processor.cameras) == NAMES[:4]
+    keys = saved.processor.keys_of("type")
+    sampler = WindowSampler(EpisodeStore(tmp_path / "data"), keys, settings.chunk_len, history=settings.history)
+    seen = saved.processor.observe(sampler.draw(3, np.random.default_rng(0)), ["[red]\x1b"] * 3, "type")
+    assert torch.isfinite(saved.load().sample(seen, seeded())).all()
 
 
 def test_settings_are_read_back_as_they_were_written() -> None:
