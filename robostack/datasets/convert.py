@@ -32,6 +32,7 @@ from robostack.datasets.episodes import (
     Appender,
     Column,
     DataError,
+    EmptyEpisodeError,
     Episode,
     EpisodeReader,
     Feature,
@@ -339,7 +340,7 @@ def _append_episodes(job: _Job, writer: Appender, state: _State) -> Iterator[tup
             if not strict and len(job.reader.features) > 1:
                 raise
             line = _said(job, error)
-            if not job.config.skip_damaged:
+            if not job.config.skip_damaged and not isinstance(error, EmptyEpisodeError):
                 raise DataError(f"{line} (--skip-damaged leaves it out)") from error
             # Told before the next episode is written: else a run that goes on would count wrongly.
             state.save(left_out={**state.noted.left_out, str(episode): line})

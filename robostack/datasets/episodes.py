@@ -38,6 +38,11 @@ class FeatureError(DataError):
         self.feature, self.what, self.where = feature, what, where
 
 
+class EmptyEpisodeError(DataError):
+    """There is nothing in the episode, such as in a file that a recorder made and did not come to fill: nothing is lost
+    without it."""
+
+
 LARGEST_FRAME = 1 << 28
 """Bytes that one frame of a feature may take; a picture of 8192×8192 pixels takes 192 MiB."""
 
