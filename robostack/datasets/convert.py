@@ -204,6 +204,9 @@ def _plan(config: ConvertConfig) -> _Job:
         raise ValueError(f"{config.src} is robostack's own: say to which format with --to")
     target = find_format("robostack" if config.to == "auto" else config.to)
     reader = open_reader(config.src, Selection(config.keep, config.drop, config.rename))
+    if missing := [key for key in STRICT if key in reader.left_out]:
+        why = reader.left_out[missing[0]]
+        raise DataError(f"{config.src}: {missing[0]} is not read: {why} (--drop {missing[0]} goes on without it)")
     if not reader.features:
         raise DataError(f"{config.src} has no feature that is converted: keep one")
     images = config.images or target.images[0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import difflib
+import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from robostack.common.files import check_regular, read_json
 from robostack.datasets.episodes import IMAGES, Appender, DataError, Episode, EpisodeReader, Feature, FeatureError
+from robostack.datasets.hdf5 import SUFFIXES
 from robostack.datasets.origin import note, noted
 
 
@@ -42,15 +45,44 @@ class Format:
 
 
 def detect(path: str | Path) -> Format:
-    """The format of the data set at `path`, by looking."""
+    """The format of the data set at `path`, by looking. Raises DataError, saying what is there instead, where it is
+    none that is read."""
     path = Path(path)
     if not path.exists():
-        raise DataError(f"{path} does not exist: expected a data set")
-    for known in FORMATS.values():
-        if known.recognises(path):
-            return known
-    looked_for = "; ".join(f"{known.looks_like} ({known.name})" for known in FORMATS.values())
+        raise DataError(_missing(path))
+    if not path.is_dir():
+        check_regular(path)  # before anything opens it
+    elif next(path.iterdir(), None) is None:
+        raise DataError(f"{path} is an empty folder: expected a data set")
+    known = {**FORMATS, **ONLY_READ}
+    for format in known.values():
+        if format.recognises(path):
+            return format
+    if other := next((what for name, what in _OTHERS.items() if (path / name).exists()), None):
+        raise DataError(f"{path} is {other}")
+    looked_for = "; ".join(f"{format.looks_like} ({format.name})" for format in known.values())
     raise DataError(f"{path} is no data set that is known: looked for {looked_for}")
+
+
+_OTHERS = {
+    "meta_data/info.json": "LeRobot v1, which is not read: LeRobot's own converters bring it to v2.0",
+    "dataset_info.json": "a TensorFlow data set (RLDS), which is not read: convert it to LeRobot first",
+    "metadata.yaml": "a recording of ROS, which is not read: convert it to LeRobot first",
+}
+"""Files by which data sets are known that are not read."""
+
+
+def _missing(path: Path) -> str:
+    """What to say of a path where nothing is."""
+    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
+    if hub and not path.parent.exists():
+        return (
+            f"{path} does not exist: if it is a data set of the Hugging Face hub, get it first with "
+            f"`hf download --repo-type dataset {path} --local-dir {path.name}`"
+        )
+    siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    return f"{path} does not exist: expected a data set" + (f"; did you mean {path.with_name(near[0])}?" * bool(near))
 
 
 def open_reader(path: str | Path, selection: Selection | None = None) -> EpisodeReader:
@@ -61,7 +93,8 @@ def open_reader(path: str | Path, selection: Selection | None = None) -> Episode
 def find_format(name: str) -> Format:
     """The format of this name."""
     if name not in FORMATS:
-        raise ValueError(f"unknown format {name!r}: expected one of {', '.join(FORMATS)}")
+        what = f"{name} is only read" if name in ONLY_READ else f"unknown format {name!r}"
+        raise ValueError(f"{what}: expected one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
@@ -170,12 +203,12 @@ def usual_name(key: str, features: Mapping[str, Feature]) -> str:
 
 def _is_robostack(path: Path) -> bool:
     try:
-        described = json.loads((path / "zarr.json").read_text())
+        described = read_json(path / "zarr.json")
         return str(described["attributes"]["format"]).startswith("robostack-episodes")
     except (KeyError, TypeError, OSError):
         return False
     except ValueError:
-        return True  # cut short: its reader says so
+        return (path / "zarr.json").is_file() and not (path / "meta").is_dir()  # cut short: its reader says so
 
 
 def _read_robostack(path: Path) -> EpisodeReader:
@@ -218,8 +251,9 @@ def _resume_lerobot(path: Path) -> Appender:
     return LeRobotWriter.resume(path)
 
 
-def _is_aloha(path: Path) -> bool:
-    return path.suffix in (".hdf5", ".h5") if path.is_file() else any(path.glob("episode_*.hdf5"))
+def _is_hdf5(path: Path) -> bool:
+    files = path.iterdir() if path.is_dir() else (path,)
+    return any(file.suffix in SUFFIXES and not file.name.startswith(".") for file in files)
 
 
 def _read_aloha(path: Path) -> EpisodeReader:
@@ -297,8 +331,8 @@ FORMATS: Mapping[str, Format] = {
         ),
         Format(
             "aloha",
-            "episode_<n>.hdf5 or one such file",
-            _is_aloha,
+            "episode_<n>.hdf5 or other HDF5 files, of ALOHA, robomimic or ManiSkill",
+            _is_hdf5,
             _read_aloha,
             _create_aloha,
             _resume_aloha,
@@ -319,3 +353,6 @@ FORMATS: Mapping[str, Format] = {
         ),
     )
 }
+
+ONLY_READ: Mapping[str, Format] = {}
+"""Formats that are read and not written."""

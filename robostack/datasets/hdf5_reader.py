@@ -219,7 +219,7 @@ class Hdf5Reader:
             self.format, self.fps, self.robot = _format(root), _rate(root), _robot(root)
             sim = attribute(root, "sim")
             self.provenance = {"format": self.format, "sim": None if sim is None else bool(sim)}
-        self.left_out.update(aside)
+        self.left_out.update({key_of(path): why for path, why in aside.items()})
         for key, (name, array) in keyed.items():
             if key in self._known:
                 continue

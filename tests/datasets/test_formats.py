@@ -1,5 +1,6 @@
 """Every format is found by looking, written and gone on with by its name."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -41,15 +42,44 @@ def test_a_format_is_found_by_looking(tmp_path: Path, name: str) -> None:
         open_reader(path, Selection(drop=("observation.none",)))
 
 
-def test_what_is_no_data_set_is_told_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
+def test_what_is_no_data_set_is_told_what_was_looked_for(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(DataError, match="nowhere does not exist: expected a data set$"):
         detect(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="is an empty folder"):
+        detect(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match=r"zarr.json .*; meta/info.json .*; episode_<n>.hdf5 .*; .zgroup") as error:
         detect(tmp_path)
     assert "\n" not in str(error.value)
-    (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match="no data set that is known"):
         detect(tmp_path / "notes.txt")
+    (tmp_path / "mydata").mkdir()
+    with pytest.raises(DataError, match=r"mydatta does not exist: .*; did you mean .*mydata\?"):
+        detect(tmp_path / "mydatta")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"hf download --repo-type dataset lerobot/pusht --local-dir pusht"):
+        detect("lerobot/pusht")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("meta_data/info.json", "LeRobot v1"), ("dataset_info.json", "RLDS"), ("metadata.yaml", "ROS")]
+)
+def test_data_of_other_kinds_is_named(tmp_path: Path, file: str, said: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(DataError, match=f"{said}.*which is not read"):
+        detect(tmp_path)
+
+
+def test_pipes_are_not_opened(tmp_path: Path) -> None:
+    for name in ("pipe", "pipe.zip", "pipe.hdf5", "meta"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match="is no regular file"):
+            detect(tmp_path / name)
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data" / "zarr.json")
+    with pytest.raises(DataError, match="no data set that is known"):
+        detect(tmp_path / "data")
 
 
 def test_a_damaged_data_set_is_told_by_its_reader(tmp_path: Path) -> None:
