@@ -82,7 +82,8 @@ def _missing(path: Path) -> str:
         )
     siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
-    return f"{path} does not exist: expected a data set" + (f"; did you mean {path.with_name(near[0])}?" * bool(near))
+    meant = f"; did you mean {path.with_name(near[0])}?" if near else ""
+    return f"{path} does not exist: expected a data set{meant}"
 
 
 def open_reader(path: str | Path, selection: Selection | None = None) -> EpisodeReader:
