@@ -43,7 +43,7 @@ def test_a_format_is_found_by_looking(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_no_data_set_is_told_what_was_looked_for(tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(DataError, match="nowhere does not exist: expected a data set$"):
+    with pytest.raises(DataError, match=r"nowhere does not exist: expected a data set$"):
         detect(tmp_path / "nowhere")
     with pytest.raises(DataError, match="is an empty folder"):
         detect(tmp_path)
