@@ -57,6 +57,9 @@ from robostack.extras import require_extra
 
 __all__ = ["ConvertConfig", "Converted", "DiskFullError", "Progress", "VerificationError", "convert"]
 
+if TYPE_CHECKING:
+    from robostack.datasets.store import EpisodeStore
+
 STRICT = ("action", "observation.state")
 """Features without which nothing is learnt."""
 

@@ -348,7 +348,7 @@ def _format(root: h5py.Group) -> str:
     return f"{known.get(name.split('_')[0], '')} HDF5".strip()
 
 
-def _above(root: h5py.Group) -> list[h5py.Group]:
+def _above(root: h5py.Group) -> list[Any]:
     """The group of an episode, and those that hold it."""
     return [root] if root.name in ("/", None) else [root, root.parent, root.file]
 
