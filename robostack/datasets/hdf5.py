@@ -77,18 +77,18 @@ def names(group: h5py.Group) -> list[str]:
 def member(group: h5py.Group, path: str, links: int = 8) -> h5py.Group | h5py.Dataset | None:
     """What lies at a path in the same file; None where there is nothing. Raises DataError where a link leads out."""
     import h5py
-    from h5py import h5l
 
+    low: Any = h5py  # its low level has no types
     here: Any = group.file["/"] if path.startswith("/") else group
     for name in (part for part in path.split("/") if part not in ("", ".")):
         encoded = name.encode("utf-8", "surrogateescape")
         if not isinstance(here, h5py.Group) or not here.id.links.exists(encoded):
             return None
         kind = here.id.links.get_info(encoded).type
-        if kind == h5l.TYPE_SOFT and links:
+        if kind == low.h5l.TYPE_SOFT and links:
             target = here.id.links.get_val(encoded)
             here = member(here, target.decode("utf-8", "surrogateescape"), links - 1)
-        elif kind == h5l.TYPE_HARD:
+        elif kind == low.h5l.TYPE_HARD:
             here = here[name]
         else:
             raise DataError(f"{name} is a link out of the file, which is not followed: copy what it leads to")
@@ -122,9 +122,10 @@ def arrays_below(group: h5py.Group) -> tuple[dict[str, h5py.Dataset], dict[str, 
 
 
 def _place(group: h5py.Group) -> tuple[int, Any]:
-    from h5py import h5o
+    import h5py
 
-    described: Any = h5o.get_info(group.id)
+    low: Any = h5py
+    described = low.h5o.get_info(group.id)
     return described.fileno, described.addr
 
 
