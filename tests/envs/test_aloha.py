@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
 from robostack import envs
@@ -412,3 +413,10 @@ for _ in range(2):
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode in (0, 77) and not done.stderr, done.stderr
+
+
+def test_gymnasiums_torch_wrapper_works():
+    env = gym.wrappers.NumpyToTorch(envs.make(NAMES[0]))
+    observation, _ = env.reset(seed=0)
+    observation, reward, *_ = env.step(torch.as_tensor(START, dtype=torch.float32))
+    assert isinstance(observation["observation.state"], torch.Tensor) and reward == 0
