@@ -201,7 +201,8 @@ class _Job:
 def _plan(config: ConvertConfig) -> _Job:
     """Opens the source and checks the settings; writes nothing."""
     refuse_taken(config.dst)
-    if config.src.resolve() in config.dst.resolve().parents:
+    source_path = Path(os.path.realpath(config.src))  # unlike resolve, it takes links in a loop for what they are
+    if source_path in Path(os.path.realpath(config.dst)).parents:
         raise ValueError(f"{config.dst} lies in the source, which is not changed: choose a path outside")
     source = detect(config.src)
     if config.to == "auto" and source.name == "robostack":
@@ -295,9 +296,7 @@ def _append_all(job: _Job, state: _State) -> Iterator[tuple[int, Mapping[str, Co
     while (writer := _writer(job, state)) is not None:
         try:
             yield from _append_episodes(job, writer, state)
-        except FeatureError as error:
-            if error.feature in (*STRICT, *job.config.keep) or len(job.reader.features) == 1:
-                raise
+        except FeatureError as error:  # of one that can be left out
             state.save(
                 created=False, left_out_features={**state.noted.left_out_features, error.feature: _said(job, error)}
             )
@@ -305,7 +304,8 @@ def _append_all(job: _Job, state: _State) -> Iterator[tuple[int, Mapping[str, Co
             job.reader.select([key for key in job.reader.features if key != error.feature])
             continue
         if not writer.episodes:
-            raise DataError(f"{job.config.src} has no episode that can be converted")
+            first = f"; the first: {next(iter(left_out.values()))}" if (left_out := state.noted.left_out) else ""
+            raise DataError(f"{job.config.src} has no episode that can be converted{first}")
         job.where = "the end"
         state.save(appended=True)
         writer.finish()
@@ -343,8 +343,9 @@ def _append_episodes(job: _Job, writer: Appender, state: _State) -> Iterator[tup
         except DataError as error:
             if is_disk_full(error):
                 raise
-            strict = not isinstance(error, FeatureError) or error.feature in (*STRICT, *job.config.keep)
-            if not strict and len(job.reader.features) > 1:
+            # What is none of the features, such as episode_index, cannot be left out, nor can the last of them.
+            optional = {*job.reader.features} - {*STRICT, *job.config.keep}
+            if isinstance(error, FeatureError) and error.feature in optional and len(job.reader.features) > 1:
                 raise
             line = _said(job, error)
             if not job.config.skip_damaged and not isinstance(error, EmptyEpisodeError):

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from support import ARM_FEATURES, arm_tasks, make_arm_episode
 
 from robostack.datasets import lerobot_assembly
+from robostack.datasets.convert import ConvertConfig, convert
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.inspection import InspectConfig, inspect
 from robostack.datasets.lerobot_features import read_source
@@ -280,3 +282,19 @@ def test_the_source_is_never_changed(whole):
         assert {
             file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.rglob("*") if file.is_file()
         } == before
+
+
+@pytest.mark.parametrize("key", ["episode_index", "frame_index", "task_index"])
+def test_a_column_of_bookkeeping_that_is_no_number_costs_its_episode_alone(tmp_path, whole, key: str) -> None:
+    source = shutil.copytree(whole["png"], tmp_path / "data")
+    file = source / DATA.format("001")
+    table = pq.read_table(file)
+    place = table.column_names.index(key)
+    pq.write_table(table.set_column(place, key, pa.array([[1.0, 2.0]] * len(table))), file)
+    inspection = inspect(LeRobotReader(source), InspectConfig(min_frames=1))
+    assert any(key in problem.text and problem.episodes == (1,) for problem in inspection.problems)
+    config = ConvertConfig(source, tmp_path / "converted")
+    with pytest.raises(DataError, match=rf"episode 1: .*{key}.*--skip-damaged leaves it out"):
+        convert(config)
+    done = convert(replace(config, dst=tmp_path / "without", skip_damaged=True))
+    assert done.episodes == 2 and list(done.left_out) == [1]
