@@ -1,6 +1,8 @@
 """The command line: the main job in small, and one clear line for whatever cannot work."""
 
+import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -22,7 +24,8 @@ from robostack import cli
 from robostack.cli import main
 from robostack.common.files import DiskFullError
 from robostack.common.interrupt import Interrupted, Terminated
-from robostack.datasets.store import EpisodeStore
+from robostack.datasets.episodes import Feature
+from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.policies.checkpoint import POLICIES, newest
 from robostack.policies.settings import POLICY_NAMES
 
@@ -35,6 +38,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Collect → train → evaluate with a camera, as a user types it."""
     folder = tmp_path_factory.mktemp("demo")
     env = ["--env", "aloha-transfer-cube"]
+
+    def main(command: list[str]) -> int:
+        """Runs it with --json, which gives one line."""
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            code = cli.main([*command, "--json"])
+        (line,) = out.getvalue().splitlines()
+        results.append(json.loads(line))
+        return code
+
     assert main(["collect", *env, "--episodes", "2", "--out", f"{folder}/data", "--cameras", "top_zoom:32x32"]) == 0
     observe = ["--observe", "observation.state", "observation.images.top_zoom"]
     assert main(["train", "pi0", "--data", f"{folder}/data", "--out", f"{folder}/run", *observe, *SMALL]) == 0
@@ -50,7 +62,15 @@ def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *expected: s
     assert len(lines) == 1 and all(text in lines[0] for text in expected), lines
 
 
+results: list[dict[str, Any]] = []
+"""What the verbs of `demo` printed."""
+
+
 def test_collect_train_eval(demo: Path) -> None:
+    collected, trained, evaluated = results
+    assert (collected["path"], collected["episodes"], len(collected["spread"])) == (f"{demo}/data", 2, 14)
+    assert (trained["run"], trained["step"]) == (f"{demo}/run", 4) and trained["loss"] > 0
+    assert (evaluated["env"], evaluated["policy"], evaluated["episodes"]) == ("aloha-transfer-cube", "pi0", 2)
     assert (demo / "run" / "eval-aloha-transfer-cube" / "report.html").is_file()
     assert newest(demo / "run").name == "step-00000004"
 
@@ -354,3 +374,52 @@ def test_a_full_disk_is_one_line(
 ) -> None:
     one_of(monkeypatch, error)
     fails(capsys, ["doctor"], "robostack doctor: the disk is full")
+
+
+def hostile_data(path: Path) -> Path:
+    """A data set whose names and texts are markup, escape sequences and line ends."""
+    features = {
+        "observation.state": Feature((2,), "float32", ("[/]", "\x1b[31mred"), ("[b]", "m\u2028")),
+        "action": Feature((2,), "float32", (HOSTILE, "[/]")),
+    }
+    writer = EpisodeWriter(path, features, fps=50, provenance={"[/]": HOSTILE}, robot="[blink]r\x1b[0m")
+    for episode in range(3):
+        state = np.sin(np.arange(60)[:, None] / [9, 7] + episode).astype(np.float32)
+        writer.append({"observation.state": state, "action": state * np.float32([[1, 0]])}, f"{HOSTILE} {episode}")
+    return path
+
+
+def test_hostile_names_and_texts_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, folder = hostile_data(tmp_path / "[red]x[/]\x1b[1m"), str(tmp_path)
+    run, page = f"{folder}/[/]run", tmp_path / "page.html"
+    small = ["--steps", "2", "--batch", "4", "--threads", "1", "--policy.width", "16", "--policy.chunk-len", "4"]
+    commands = [
+        ["inspect", str(data), "--html", str(page)],
+        ["inspect", str(data), "--json"],
+        ["convert", str(data), f"{folder}/[red]y[/]", "--to", "diffusion-policy"],
+        ["train", "act", "--data", str(data), "--out", run, *small],
+        ["inspect", run],
+    ]
+    shown = []
+    for command in commands:
+        assert main(command) == 0, capsys.readouterr().err
+        captured = capsys.readouterr()
+        shown.append(captured.err)
+        assert "\x1b" not in captured.err + captured.out and "\u2028" not in captured.err + captured.out
+    assert all(text in shown[0] for text in (r"[red]x[/] [/] \x1b[2J\u2028y\nz 1", r"\x1b[31mred", "[blink]r", "[b]"))
+    assert "[red]y[/]" in shown[2] and "[/]run" in shown[3]
+    assert "\x1b" not in page.read_text() and r"[red]x[/] [/] \x1b[2J\u2028y\nz 2" in page.read_text()
+    fails(capsys, ["train", "act", "--data", str(data), "--out", run, *small], "[/]run", "already exists")
+
+
+def test_inspect_fails_where_something_is_to_be_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = hostile_data(tmp_path / "data")
+    assert main(["inspect", str(data)]) == 0
+    assert "note: constant: action [/]" in capsys.readouterr().err
+    action = zarr.open_group(str(data), mode="r+")["action"]
+    assert isinstance(action, zarr.Array)
+    action[70, 0] = np.nan
+    assert main(["inspect", str(data), "--json"]) == 1
+    values = json.loads(capsys.readouterr().out)
+    assert values["counts"]["problem"] >= 1
+    assert {"problem", "note"} == {found["severity"] for found in values["problems"]}
