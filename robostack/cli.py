@@ -24,7 +24,7 @@ from tyro.conf import OmitArgPrefixes, Positional, PositionalRequiredArgs, arg
 
 from robostack.common.console import console, print_json, say, write
 from robostack.common.files import is_disk_full
-from robostack.common.flags import UsageError, parse
+from robostack.common.flags import WHICH_FLAGS, Answer, UsageError, one_of, parse
 from robostack.common.interrupt import Interrupted, Terminated, ends_as_interrupt
 from robostack.common.text import did_you_mean, one_line, printable
 
@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         verb, run, rest = "help", _usage, []
     elif arguments[0] in ("-V", "--version"):
         verb, run, rest = "version", _version, []
+    elif arguments[0].startswith("--tyro-"):
+        verb, run, rest = "completion", _complete, arguments
     elif arguments[0] in VERBS:
         verb, run, rest = arguments[0], VERBS[arguments[0]][0], arguments[1:]
     else:
@@ -459,6 +461,23 @@ _AFTER = """robostack VERB --help shows the flags of a verb, robostack --version
 Every verb takes --json: JSON lines on standard output and nothing else there; people read standard error.
 It exits with 0 when it did what was asked, 1 when it could not (a line says why), 2 when the command line is wrong.
 """
+
+
+def _complete(arguments: list[str]) -> int:
+    """--tyro-print-completion SHELL, --tyro-write-completion SHELL FILE: a script that completes commands."""
+    from robostack.policies.settings import POLICY_NAMES
+
+    def settings_of(verb: str, *words: str) -> Any:
+        try:
+            VERBS[verb][0]([*words, WHICH_FLAGS])
+        except Answer as answer:
+            return answer.settings
+        raise AssertionError(f"{verb} has no flags")
+
+    policies = one_of({policy: settings_of("train", policy) for policy in POLICY_NAMES})
+    verbs = {verb: policies if verb == "train" else settings_of(verb) for verb in VERBS}
+    parse(one_of(verbs), "robostack", arguments, "")
+    return 0
 
 
 def _version(_: list[str]) -> int:

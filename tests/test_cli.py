@@ -226,6 +226,18 @@ def test_what_there_is_goes_to_standard_output(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == f"robostack {version('robostack')}\n"
 
 
+def test_a_shell_completes_verbs_policies_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--tyro-print-completion", "bash"])
+    script = tmp_path / "complete.bash"
+    script.write_text(capsys.readouterr().out)
+    assert not stop.value.code
+    for words, expected in (("tr", "train"), ("train ac", "act"), ("train act --lear", "--learning-rate")):
+        ask = f"COMP_WORDS=(robostack {words}); COMP_CWORD={len(words.split())}"
+        ask = f"source {script}; {ask}; $(complete -p robostack | cut -d' ' -f3); echo ${{COMPREPLY[*]}}"
+        assert subprocess.run(["bash", "-c", ask], capture_output=True, text=True).stdout == f"{expected}\n"
+
+
 def test_the_help_of_train_lists_the_policies_and_the_flags_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])

@@ -7,8 +7,8 @@ import difflib
 import io
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -46,11 +46,28 @@ OTHERS: dict[str, tuple[str, ...]] = {
 """Names of flags in other programs, by ours."""
 
 
+class _Question(str):
+    """In the place of arguments: which flags are there? `parse` answers by raising Answer."""
+
+
+WHICH_FLAGS = _Question()
+
+
+class Answer(BaseException):
+    """The settings that a command line would have been parsed into."""
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+
+
 def parse(settings: Any, program: str, arguments: Sequence[str], description: str) -> Any:
     """The settings (a dataclass, or what else tyro takes) from a command line.
 
     Raises UsageError where it cannot be understood, SystemExit after `--help`, which goes to standard output.
     """
+    if arguments and isinstance(arguments[-1], _Question):
+        raise Answer(settings)
     shown, told = _Captured(), _Captured()
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(told):
@@ -78,6 +95,11 @@ class _Captured(io.StringIO):
 
     def isatty(self) -> bool:
         return sys.__stdout__ is not None and sys.__stdout__.isatty()
+
+
+def one_of(choices: Mapping[str, Any]) -> Any:
+    """Settings that are those of one of several commands, by name."""
+    return Union[tuple(Annotated[settings, tyro.conf.subcommand(name)] for name, settings in choices.items())]  # noqa: UP007
 
 
 def _one_line(box: str) -> str:
