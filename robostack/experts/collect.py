@@ -145,8 +145,6 @@ def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda 
             if writer is None:
                 provenance = {"collected": _settings(config), "seeds": [config.seed, config.seed], **describe_run()}
                 features = _features(episode, world)
-                if config.out.is_dir():
-                    config.out.rmdir()
                 writer = EpisodeWriter(config.out, features, world.fps, provenance, world.robot)
                 held.enter_context(_alone(config.out))
             if tally.add(seed, bool(episode["next.success"][-1])):
