@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robostack.common.files import DiskFullError, is_disk_full, refuse_taken, room_needed, sync
+from robostack.common.files import DiskFullError, inside, is_disk_full, refuse_taken, room_needed, sync
 from robostack.common.interrupt import saying
 from robostack.datasets.conversion_state import State as _State
 from robostack.datasets.episodes import (
@@ -214,6 +214,11 @@ def _plan(config: ConvertConfig) -> _Job:
         raise DataError(f"{config.src}: {missing[0]} is not read: {why} (--drop {missing[0]} goes on without it)")
     if not reader.features:
         raise DataError(f"{config.src} has no feature that is converted: keep one")
+    for key in reader.features:
+        try:
+            inside(config.dst, key)  # it names files in most formats
+        except ValueError as error:
+            raise DataError(f"{config.src} has a feature {key!r}, which is no name: --rename or --drop it") from error
     images = config.images or target.images[0]
     if images not in target.images:
         raise ValueError(f"{target.name} keeps images as {' or '.join(target.images)}, not as {images!r}")

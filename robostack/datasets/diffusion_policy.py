@@ -1,20 +1,22 @@
-"""Diffusion Policy's replay buffer: a Zarr v2 group, as a folder or (to read) as a zip file, as UMI ships it.
+"""Diffusion Policy's replay buffer: a Zarr group, as a folder or (to read) as a zip file, as UMI ships it.
+
+It is written in Zarr's format 2, and read in 3 too.
 
     <path>/                  group; attributes of ours: fps, robot, features, tasks, episode_task
       meta/episode_ends      (E,)      int64, index one past the last frame of each episode
       data/<name>            (N, ...)  one row a frame
 
-`action`, `timestamp` and `next.*` keep their names. Cameras, uint8 or whole numbers 0..255 in floats (N, H, W, 3), are
-observation.images.<name>, the rest observation.<name>. Names and types are kept in provenance["source"], from which
-the writer gives them back. `episode_ends` is written last: rows beyond it, and a zero at its end, are an append that
-never finished.
+`action`, `timestamp` and `next.*` keep their names. Cameras, of uint8 in any form or of floats that hold the 256 values
+of uint8, and depth (uint16, in mm) are observation.images.<name>, the rest observation.<name>. Names and types are kept
+in provenance["source"], from which the writer gives them back. `episode_ends` is written last: rows beyond it, and a
+zero at its end, are an append that never finished.
 """
 
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,8 @@ from typing import Any
 import numpy as np
 import zarr
 from numcodecs import Blosc
-from zarr.errors import ChunkNotFoundError
-from zarr.storage import LocalStore, ZipStore
 
+from robostack.common.text import one_line
 from robostack.datasets.episodes import (
     IMAGES,
     Column,
@@ -37,17 +38,20 @@ from robostack.datasets.episodes import (
     task_of_each_frame,
 )
 from robostack.datasets.origin import checked, lasting
+from robostack.datasets.pictures import PictureForm
+from robostack.datasets.zarr_files import ZarrFiles
 
 # What Diffusion Policy calls "disk"; any Zarr library reads it. Its own data has some hundred frames in a chunk.
 _COMPRESSOR = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
-_ROWS_A_CHUNK, _IMAGE_CHUNK_BYTES, _FRAMES_AT_ONCE = 4096, 4 << 20, 32
+_ROWS_A_CHUNK, _IMAGE_CHUNK_BYTES, _FRAMES_AT_ONCE, _BYTES_AT_ONCE = 4096, 4 << 20, 32, 256 << 20
+MOST_EPISODES = 10_000_000
 
 _Known = tuple[str | None, tuple[str, ...], tuple[str, ...]]
 """Key, names and units of a feature, as far as they were written beside the data."""
 
 
 class DiffusionPolicyReader:
-    """Reads a replay buffer; `drop` leaves features out, also such as cannot be read.
+    """Reads a replay buffer; `drop` leaves features out, and what cannot be read is told in `left_out`.
 
     Opening reads no frames, except one of an array of floats (N, H, W, 3), to see whether it is a camera.
     """
@@ -56,36 +60,42 @@ class DiffusionPolicyReader:
 
     def __init__(self, path: str | Path, drop: Sequence[str] = ()) -> None:
         self.path = Path(path)
-        names, self._store = _open(self.path)
-        self._arrays: dict[str, zarr.Array] = {}
-        # Entries that were never written are zeros, which no end can be.
-        ends = self._read("meta/episode_ends", slice(None), missing_chunks=True)
-        if ends.ndim != 1 or ends.dtype.kind not in "iu":
-            raise DataError(f"{path}: meta/episode_ends: expected whole numbers (E,), got {ends.shape} {ends.dtype}")
-        self._ends = ends.astype(np.int64)[: -1 if len(ends) and ends[-1] == 0 else None]
+        self._files = ZarrFiles(self.path, "meta/episode_ends")
+        self._ends = self._read_ends()
         self._starts = np.concatenate([[0], self._ends[:-1]])
         self._rising = (self._ends > self._starts) & (self._starts >= np.maximum.accumulate(self._starts))
-        self.fps, self.robot, self._tasks, described, noted = self._attributes()
-        features: dict[str, Feature] = {}
+        said = _Said.of(self.path, self._files.attributes())
+        self.fps, self.robot, self._tasks = said.fps, said.robot, said.tasks
         self._names: dict[str, str] = {}
+        self._forms: dict[str, PictureForm] = {}
         self.left_out: dict[str, str] = {}
-        self.remarks: tuple[str, ...] = ()
-        unused = set(drop)
-        for name in names:
-            known = described.get(name, (None, (), ()))
-            possible = {known[0] or name, f"observation.{name}", IMAGES + name}
-            if possible & set(drop):
-                unused -= possible
+        features: dict[str, Feature] = {}
+        remarks: list[str] = []
+        for name in self._files.names("data"):
+            key, names, units = said.arrays.get(name, (None, (), ()))
+            try:
+                array = self._files.array(f"data/{name}")
+                key, feature, form = self._feature(name, array, key)
+            except DataError as error:
+                self.left_out[key or f"observation.{name}"] = one_line(error)
                 continue
-            key, feature = self._feature(name, known)
             if key in features:
-                raise DataError(f"{path}: data/{name} and data/{self._names[key]} would both be {key}: drop one")
+                self.left_out[f"data/{name}"] = f"would be {key} as data/{self._names[key]} is"
+                continue
+            try:
+                feature = Feature(feature.shape, feature.dtype, names, units or feature.units)
+            except DataError as error:
+                remarks.append(f"{key}: its names are left out: {error}")
             features[key], self._names[key] = feature, name
-        if unused:
-            raise DataError(f"{path} has no {', '.join(sorted(unused))} to drop: it has {', '.join(features)}")
-        self.features: Mapping[str, Feature] = features
-        arrays = {key: [name, self._array(f"data/{name}").dtype.name] for key, name in self._names.items()}
-        self.provenance: Mapping[str, Any] = {**noted, "source": {"format": self.format, "arrays": arrays}}
+            if form is not None:
+                self._forms[key] = form
+        if unused := sorted(set(drop) - {*features, *self.left_out}):
+            raise DataError(f"{path} has no {', '.join(unused)} to drop: it has {', '.join(features)}")
+        self.remarks = tuple(remarks)
+        self.left_out = {key: why for key, why in self.left_out.items() if key not in drop}
+        self.features: Mapping[str, Feature] = {key: f for key, f in features.items() if key not in drop}
+        arrays = {key: [self._names[key], self._dtype_of(key)] for key in self.features}
+        self.provenance: Mapping[str, Any] = {**said.provenance, "source": {"format": self.format, "arrays": arrays}}
 
     @property
     def episodes(self) -> int:
@@ -102,40 +112,68 @@ class DiffusionPolicyReader:
         start, stop = self._bounds(episode)
         columns: dict[str, Column] = {}
         for key, feature in self.features.items():
-            if key.startswith(IMAGES):
+            if feature.is_camera:
                 self._check_rows(key, episode)
                 height, width, channels = feature.shape
-                columns[key] = Frames((stop - start, height, width, channels), partial(self._frames, key, episode))
+                shape, where = (stop - start, height, width, channels), f"{self.path}, episode {episode}, {key}"
+                read = partial(self._frames, key, episode)
+                columns[key] = Frames(shape, read, dtype=np.dtype(feature.dtype), where=where)
             else:
                 columns[key] = self._rows(key, episode, start, stop).astype(feature.dtype, copy=False)
         text = self._tasks[episode] if episode < len(self._tasks) else ""
         return Episode(columns, [text] * (stop - start))
 
-    def _feature(self, name: str, known: _Known) -> tuple[str, Feature]:
-        array, (key, names, units) = self._array(f"data/{name}"), known
-        if array.dtype.kind not in "fiub" or not array.ndim:
-            raise DataError(f"{self.path}: data/{name} holds {array.dtype}, not numbers: drop observation.{name}")
-        if key is None:
-            plain = name == "action" or name == "timestamp" or name.startswith("next.")
-            key = name if plain else f"{IMAGES if self._is_camera(array, name) else 'observation.'}{name}"
-        shape = array.shape[1:]
-        if key.startswith(IMAGES) or (array.dtype == np.uint8 and len(shape) == 3):
-            if len(shape) != 3 or shape[2] != 3:
-                expected = "expected pictures (frames, height, width, 3)"
-                raise DataError(f"{self.path}: data/{name}: {expected}, got {array.shape}: drop observation.{name}")
-            return key, Feature(shape, "uint8")
-        return key, Feature(shape, array.dtype.name, names, units)
+    def _read_ends(self) -> np.ndarray:
+        """Of each episode, the row after its last."""
+        name = "meta/episode_ends"
+        try:
+            array = self._files.array(name, missing_chunks=True)
+            if array.ndim != 1 or array.dtype.kind not in "iu" or array.shape[0] > MOST_EPISODES:
+                raise DataError(f"{name}: expected whole numbers (E,), got {array.shape} {array.dtype}")
+            # Entries that were never written are zeros, which no end can be.
+            ends = self._files.read(name, slice(None), missing_chunks=True).astype(np.int64)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        return ends[: -1 if len(ends) and ends[-1] == 0 else None]
 
-    def _is_camera(self, array: zarr.Array, name: str) -> bool:
-        if array.ndim != 4 or array.dtype.kind != "f" or array.shape[3] != 3:
-            return array.ndim == 4 and array.dtype == np.uint8
+    def _feature(self, name: str, array: zarr.Array, key: str | None) -> tuple[str, Feature, PictureForm | None]:
+        """The name of an array's feature, what it holds, and how its pictures are read. `key` is its name where it was
+        written by us: then it is what it was."""
+        shape, dtype = array.shape[1:], array.dtype.newbyteorder("=")
+        form = PictureForm.of(shape, dtype) if key and key.startswith(IMAGES) and dtype != np.uint16 else None
+        form = form or self._picture_form(name, array)
+        if form is not None and (key is None or key.startswith(IMAGES) or (dtype == np.uint8 and shape[2:] == (3,))):
+            return key or IMAGES + name, Feature((*form.size, 3), "uint8"), form
+        if key is None and (size := _depth_size(name, shape, dtype)) is not None:
+            return IMAGES + name, Feature((*size, 1), "uint16", units=("mm",)), None
+        plain = name in ("action", "timestamp") or name.startswith("next.")
+        return key or (name if plain else f"observation.{name}"), Feature(shape, dtype.name), None
+
+    def _picture_form(self, name: str, array: zarr.Array) -> PictureForm | None:
+        """How an array of pictures of colour is read; None for other arrays."""
+        shape, form = array.shape[1:], PictureForm.of(array.shape[1:], array.dtype)
+        is_named = any(word in name.lower() for word in ("img", "image", "rgb", "cam", "gray", "grey", "color"))
+        if form is None or array.dtype == np.uint16:
+            return None
+        if array.dtype == np.uint8:
+            return form if len(shape) == 3 or is_named else None
+        if len(shape) != 3 or shape[form.channel_axis or 0] == 1 or not (form.channel_axis == 2 or is_named):
+            return None
         for end in self._ends.tolist():
             if 0 < end <= array.shape[0]:
                 try:
-                    return _pixels(self._read(f"data/{name}", slice(end - 1, end))) is not None
+                    seen = self._files.read(f"data/{name}", slice(end - 1, end))
                 except DataError:
                     continue
-        return False
+                form = form.seen(seen)
+                return form if _are_colours(seen, form) else None
+        return None
+
+    def _dtype_of(self, key: str) -> str:
+        """The type in which the writer gives an array back."""
+        form = self._forms.get(key)
+        dtype = self._files.array(f"data/{self._names[key]}").dtype
+        return "uint8" if form is not None and form.scale == "0..1" else dtype.name
 
     def _bounds(self, episode: int) -> tuple[int, int]:
         if not 0 <= episode < len(self._ends):
@@ -146,7 +184,7 @@ class DiffusionPolicyReader:
         return start, stop
 
     def _check_rows(self, key: str, episode: int) -> None:
-        stored, stop = self._array(f"data/{self._names[key]}").shape[0], self._bounds(episode)[1]
+        stored, stop = self._files.array(f"data/{self._names[key]}").shape[0], self._bounds(episode)[1]
         if stored < stop:
             where = f"{self.path}, episode {episode}"
             raise DataError(f"{where} is truncated: data/{self._names[key]} has {stored} of {stop} frames")
@@ -154,57 +192,87 @@ class DiffusionPolicyReader:
     def _rows(self, key: str, episode: int, start: int, stop: int) -> np.ndarray:
         self._check_rows(key, episode)
         try:
-            return self._read(f"data/{self._names[key]}", slice(start, stop))
+            return self._files.read(f"data/{self._names[key]}", slice(start, stop))
         except DataError as error:
             raise DataError(f"{self.path}, episode {episode}: {error}: restore it or leave it out") from error
 
     def _frames(self, key: str, episode: int) -> Iterator[np.ndarray]:
         start, stop = self._bounds(episode)
-        chunk = self._array(f"data/{self._names[key]}").chunks[0]
-        at_once = chunk * max(1, _FRAMES_AT_ONCE // chunk)  # whole chunks: none is decoded twice
+        array, form = self._files.array(f"data/{self._names[key]}"), self._forms.get(key)
+        chunk = array.chunks[0]
+        row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
+        at_once = chunk * max(1, min(_FRAMES_AT_ONCE, _BYTES_AT_ONCE // row_bytes) // chunk)  # none is decoded twice
+        if chunk * row_bytes > 4 * _BYTES_AT_ONCE:
+            at_once = max(1, _BYTES_AT_ONCE // row_bytes)
         while start < stop:
             block = self._rows(key, episode, start, min(stop, start + at_once - start % at_once))
-            pixels = _pixels(block)
-            if pixels is None:
-                frames = f"frames {start} to {start + len(block) - 1}"
-                raise DataError(f"{self.path}, episode {episode}: {key}: {frames} are not whole numbers 0..255")
-            yield from pixels
+            if form is None:
+                yield from block.reshape(len(block), *self.features[key].shape).astype(np.uint16, copy=False)
+            elif block.dtype == np.uint8 and form.channel_axis == 2 and block.shape[3] == 3:
+                yield from block
+            else:
+                if not _are_colours(block, form):
+                    frames = f"frames {start} to {start + len(block) - 1}"
+                    span = "0..1 in steps of 1/255" if form.scale == "0..1" else "0..255"
+                    raise DataError(f"{self.path}, episode {episode}: {key}: {frames} are not whole numbers {span}")
+                yield from map(form.rgb, block)
             start += len(block)
 
-    def _read(self, name: str, rows: slice, missing_chunks: bool = False) -> np.ndarray:
-        array = self._array(name, missing_chunks)
-        try:
-            return np.asarray(array[rows])
-        except ChunkNotFoundError as error:
-            raise DataError(f"{name}: {str(error).splitlines()[-1].split('(')[0].strip()} is missing") from error
-        except Exception as error:  # every codec and the zip file have errors of their own
-            raise DataError(f"{name} is truncated or damaged ({_line(error)})") from error
 
-    def _array(self, name: str, missing_chunks: bool = False) -> zarr.Array:
-        if name not in self._arrays:
-            try:
-                # A missing chunk reads as zeros unless zarr is told otherwise.
-                with zarr.config.set({"array.read_missing_chunks": missing_chunks}):
-                    self._arrays[name] = zarr.open_array(store=self._store, path=name, mode="r", zarr_format=2)
-            except Exception as error:
-                raise DataError(f"{self.path}: {name} cannot be opened ({_line(error)}): drop or restore it") from error
-        return self._arrays[name]
+@dataclass(frozen=True)
+class _Said:
+    """What we wrote beside the data, as far as somebody did."""
 
-    def _attributes(self) -> tuple[float | None, str | None, list[str], dict[str, _Known], dict[str, Any]]:
-        """What we wrote beside the data: fps, robot, the task of each episode, the features by array names, and where
-        it is from."""
+    fps: float | None
+    robot: str | None
+    tasks: list[str]
+    """Of each episode."""
+    arrays: Mapping[str, _Known]
+    provenance: Mapping[str, Any]
+
+    @staticmethod
+    def of(path: Path, attributes: Mapping[str, Any]) -> _Said:
+        """Raises DataError for values of other kinds."""
         try:
-            attributes: dict[str, Any] = dict(zarr.open_group(store=self._store, mode="r", zarr_format=2).attrs)
             fps, robot, texts = (attributes.get(key) for key in ("fps", "robot", "tasks"))
-            tasks = [str(texts[i]) for i in attributes.get("episode_task", ())] if texts else []
-            described: dict[str, _Known] = {
-                name: (str(entry["key"]), tuple(map(str, entry["names"])), tuple(map(str, entry["units"])))
+            if fps is not None and not (type(fps) in (int, float) and math.isfinite(fps) and fps > 0):
+                raise ValueError(f"expected frames a second, got {fps!r}")
+            if not isinstance(robot, str | None) or not all(isinstance(text, str) for text in texts or ()):
+                raise ValueError("expected texts as robot and tasks")
+            tasks = [texts[range(len(texts))[i]] for i in attributes.get("episode_task", ())] if texts else []
+            arrays: dict[str, _Known] = {
+                name: (_text(entry["key"]), tuple(map(_text, entry["names"])), tuple(map(_text, entry["units"])))
                 for name, entry in attributes.get("features", {}).items()
             }
-            noted = checked(attributes.get("provenance", {}))
-            return None if fps is None else float(fps), None if robot is None else str(robot), tasks, described, noted
-        except Exception as error:
-            raise DataError(f"{self.path}: its attributes cannot be read ({_line(error)}): restore it") from error
+            origin = checked(attributes.get("provenance", {}))
+            return _Said(None if fps is None else float(fps), robot, tasks, arrays, origin)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            raise DataError(f"{path}: its attributes cannot be read ({one_line(error)}): restore it") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, got {type(value).__name__}")
+    return value
+
+
+def _depth_size(name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int] | None:
+    """(height, width) of pictures of depth; None for other arrays."""
+    if dtype != np.uint16:
+        return None
+    if len(shape) == 3 and 1 in (shape[0], shape[2]):
+        return (shape[0], shape[1]) if shape[2] == 1 else (shape[1], shape[2])
+    return (shape[0], shape[1]) if len(shape) == 2 and "depth" in name.lower() else None
+
+
+def _are_colours(rows: np.ndarray, form: PictureForm) -> bool:
+    """Whether floats are colours of 8 bits, which nothing is lost of as such."""
+    if rows.dtype.kind != "f":
+        return True
+    values = rows * 255.0 if form.scale == "0..1" else rows
+    whole = np.rint(values)
+    near = np.abs(values - whole) < 1e-3 if form.scale == "0..1" else values == whole
+    return bool(np.all(near & (whole >= 0) & (whole <= 255)))
 
 
 class DiffusionPolicyWriter:
@@ -237,7 +305,7 @@ class DiffusionPolicyWriter:
         for key, feature in features.items():
             name, dtype = arrays[key]
             size = math.prod(feature.shape) * np.dtype(dtype).itemsize
-            rows = max(1, min(64, _IMAGE_CHUNK_BYTES // size)) if feature.is_image else _ROWS_A_CHUNK
+            rows = max(1, min(64, _IMAGE_CHUNK_BYTES // size)) if feature.is_camera else _ROWS_A_CHUNK
             data.create_array(
                 name,
                 shape=(0, *feature.shape),
@@ -281,7 +349,7 @@ class DiffusionPolicyWriter:
         for key, array in self._arrays.items():
             array.resize((end, *array.shape[1:]))
             column = columns[key]
-            if not self.features[key].is_image:
+            if not self.features[key].is_camera:
                 array[start:] = np.asarray(column)
                 continue
             row, chunk = start, array.chunks[0]
@@ -308,47 +376,19 @@ class DiffusionPolicyWriter:
             array.resize((self._frames, *array.shape[1:]))
 
 
-def _open(path: Path) -> tuple[list[str], Any]:
-    """The names of the arrays under data/, and the store."""
-    if path.is_dir():
-        files = [str(file.relative_to(path)) for file in (*path.glob("data/*/.zarray"), *path.glob("meta/*/.zarray"))]
-        store: Any = LocalStore(path, read_only=True)
-    elif path.is_file():
-        try:
-            with zipfile.ZipFile(path) as archive:
-                files = archive.namelist()
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} is not a whole zip file ({_line(error)}): restore it from a copy") from error
-        store = ZipStore(path, mode="r")
-    else:
-        files, store = [], None
-    if "meta/episode_ends/.zarray" not in files:
-        raise DataError(f"{path} is not a replay buffer: expected a Zarr v2 group with data/ and meta/episode_ends")
-    parts = [file.split("/") for file in files]
-    return sorted(part[1] for part in parts if len(part) == 3 and part[0] == "data" and part[2] == ".zarray"), store
-
-
-def _pixels(rows: np.ndarray) -> np.ndarray | None:
-    """The frames as uint8; None unless all are whole numbers 0..255."""
-    with np.errstate(invalid="ignore"):
-        pixels = rows.astype(np.uint8)
-    return pixels if np.array_equal(pixels, rows) else None
-
-
 def _names_and_dtypes(features: Mapping[str, Feature], provenance: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    source = provenance.get("source", {}).get("arrays", {})
+    source = provenance.get("source")
+    known = source.get("arrays") if isinstance(source, Mapping) else None
     arrays: dict[str, tuple[str, str]] = {}
     for key, feature in features.items():
-        name, dtype = source.get(key, (key.removeprefix(IMAGES).removeprefix("observation."), feature.dtype))
-        if dtype != feature.dtype and not (feature.is_image and np.dtype(dtype).kind == "f"):
-            dtype = feature.dtype
-        if "/" in name or np.dtype(dtype).kind not in "fiub":
+        name, dtype = key.removeprefix(IMAGES).removeprefix("observation."), feature.dtype
+        match known.get(key) if isinstance(known, Mapping) else None:
+            case [str(given), str(kind)]:
+                name = given
+                dtype = kind if feature.is_image and kind in ("float16", "float32", "float64") else dtype
+        if not name or "/" in name or name.startswith(".") or name == "zarr.json":
             raise DataError(f"Diffusion Policy's Zarr cannot hold {key} ({dtype}): drop it")
         if twin := [other for other, (taken, _) in arrays.items() if taken == name]:
             raise DataError(f"{twin[0]} and {key} would both be data/{name} in Diffusion Policy's Zarr: drop one")
         arrays[key] = (name, dtype)
     return arrays
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

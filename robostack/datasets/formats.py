@@ -278,13 +278,13 @@ def _resume_aloha(path: Path) -> Appender:
 
 
 def _is_diffusion_policy(path: Path) -> bool:
-    ends = "meta/episode_ends/.zarray"
+    ends = ("meta/episode_ends/.zarray", "meta/episode_ends/zarr.json")
     if path.is_dir():
-        return (path / ".zgroup").is_file() and (path / ends).is_file()
+        return any((path / name).is_file() for name in ends)
     if not zipfile.is_zipfile(path):
         return path.suffix == ".zip"  # cut short: its reader says so
     with zipfile.ZipFile(path) as archive:
-        return ends in archive.namelist()
+        return any(name.endswith(ends) for name in archive.namelist())
 
 
 def _read_diffusion_policy(path: Path) -> EpisodeReader:
@@ -343,7 +343,7 @@ FORMATS: Mapping[str, Format] = {
         ),
         Format(
             "diffusion-policy",
-            ".zgroup with meta/episode_ends or a zip of them",
+            ".zgroup or zarr.json with meta/episode_ends, or a zip of them",
             _is_diffusion_policy,
             _read_diffusion_policy,
             _create_diffusion_policy,

@@ -12,10 +12,12 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numcodecs import Blosc
+from numcodecs import BZ2, LZ4, LZMA, Blosc, GZip, Zlib, Zstd
 
+from robostack.datasets.convert import ConvertConfig, convert
 from robostack.datasets.diffusion_policy import DiffusionPolicyReader, DiffusionPolicyWriter
 from robostack.datasets.episodes import DataError, EpisodeReader, Feature
+from robostack.datasets.formats import open_reader
 
 LENGTHS = (7, 3, 5)
 
@@ -223,18 +225,167 @@ def write_metadata(path: Path, name: str, **changes: Any) -> None:
         {"dtype": "|O", "filters": [{"id": "vlen-utf8"}], "fill_value": None},
         {"dtype": "<U20", "fill_value": ""},
         {"compressor": {"id": "imagecodecs_jpegxl"}},
-        {"dtype": "|u1", "shape": [15, 3, 8, 6], "chunks": [1, 3, 8, 6]},
+        {"shape": [15, 1 << 40], "chunks": [1, 1 << 40]},
+        {"shape": [15, 2], "chunks": [1 << 40, 2]},
+        {"shape": [1 << 70, 2]},
+        {"filters": [{"id": "zlib"}]},
+        {"shape": [], "chunks": []},
+        {"shape": "x"},
+        {"chunks": [0, 0]},
+        {"zarr_format": 9},
+        {"dtype": "<c16"},
     ],
 )
-def test_what_cannot_be_read_can_be_dropped(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_what_cannot_be_read_is_left_out_by_name(tmp_path: Path, changes: dict[str, Any]) -> None:
     buffer(tmp_path / "data")
     write_metadata(tmp_path / "data", "odd", **changes)
-    with pytest.raises(DataError, match=r"data/odd.*drop") as error:
-        DiffusionPolicyReader(tmp_path / "data")
-    assert "\n" not in str(error.value)
+    reader = DiffusionPolicyReader(tmp_path / "data")
+    if "observation.odd" in reader.features:
+        reader.select(["observation.odd"])
+        with pytest.raises(DataError, match=r"data/odd"):
+            rows(reader, 0)
+    else:
+        assert set(reader.left_out) == {"observation.odd"} and "\n" not in reader.left_out["observation.odd"]
     assert len(rows(DiffusionPolicyReader(tmp_path / "data", ["observation.odd"]), 1)) == 8
     with pytest.raises(DataError, match=r"has no observation.none to drop: it has action"):
         DiffusionPolicyReader(tmp_path / "data", ["observation.odd", "observation.none"])
+
+
+def test_pictures_of_every_form_are_cameras(tmp_path: Path) -> None:
+    buffer(tmp_path / "data", (4, 3))
+    rng = np.random.default_rng(1)
+    rgb = rng.integers(0, 256, (7, 8, 6, 3), dtype=np.uint8)
+    arrays = {
+        "first": rgb.transpose(0, 3, 1, 2), "gray_cam": rgb[..., 0], "one": rgb[..., :1], "rgba": rng.integers(
+            0, 256, (7, 8, 6, 4), dtype=np.uint8), "unit_rgb": (rgb / 255).astype("f4"), "cloud": rgb / 7.0,
+        "depth16": rgb[..., :1].astype("u2") * 9, "depth": rgb[..., 0].astype("u2"), "table": rgb[..., 0],
+    }  # fmt: skip
+    shutil.rmtree(tmp_path / "data" / "data" / "depth")
+    root = zarr.open_group(str(tmp_path / "data"), mode="r+", zarr_format=2)
+    for name, pictures in arrays.items():
+        made: Any = root.create_array(
+            f"data/{name}", shape=pictures.shape, chunks=(2, *pictures.shape[1:]), dtype=pictures.dtype
+        )
+        made[:] = pictures
+    reader = DiffusionPolicyReader(tmp_path / "data")
+    read = {key: np.concatenate([rows(reader, i)[key] for i in range(2)]) for key in reader.features}
+    gray = np.repeat(rgb[..., :1], 3, -1)
+    expected = {"first": rgb, "gray_cam": gray, "one": gray, "rgba": arrays["rgba"][..., :3], "unit_rgb": rgb,
+                "depth16": arrays["depth16"], "depth": arrays["depth"][..., None]}  # fmt: skip
+    for name, pictures in expected.items():
+        assert np.array_equal(read[f"observation.images.{name}"], pictures), name
+    assert reader.features["observation.images.depth"] == Feature((8, 6, 1), "uint16", units=("mm",))
+    assert np.array_equal(read["observation.cloud"], arrays["cloud"])
+    assert np.array_equal(read["observation.table"], arrays["table"])
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_format_3_of_zarr_is_read(tmp_path: Path, zipped: bool) -> None:
+    data = buffer(tmp_path / "old")
+    root = zarr.create_group(store=str(tmp_path / "data"), zarr_format=3)
+    for name, values in data.items():
+        made: Any = root.create_array(
+            f"data/{name}", shape=values.shape, chunks=(4, *values.shape[1:]), dtype=values.dtype
+        )
+        made[:] = values
+    made = root.create_array("meta/episode_ends", shape=(3,), chunks=(3,), dtype="int64")
+    made[:] = np.cumsum(LENGTHS)
+    if zipped:
+        pack(tmp_path / "data")
+    one = open_reader(tmp_path / ("data.zarr.zip" if zipped else "data"))
+    other = DiffusionPolicyReader(tmp_path / "old")
+    assert one.features == other.features and one.episodes == 3 and not one.left_out
+    assert all(np.array_equal(read, rows(other, 1)[key]) for key, read in rows(one, 1).items())
+
+
+def test_the_group_may_lie_within_a_folder_of_the_archive(tmp_path: Path) -> None:
+    buffer(tmp_path / "data")
+    with zipfile.ZipFile(tmp_path / "pusht.zip", "w") as archive:
+        for file in sorted((tmp_path / "data").rglob("*")):
+            archive.write(file, Path("pusht/x.zarr") / file.relative_to(tmp_path / "data"))
+    one, other = open_reader(tmp_path / "pusht.zip"), DiffusionPolicyReader(tmp_path / "data")
+    assert one.features == other.features
+    assert all(np.array_equal(read, rows(other, 2)[key]) for key, read in rows(one, 2).items())
+
+
+def test_paths_that_leave_an_archive_and_entries_without_bound_are_refused(tmp_path: Path) -> None:
+    buffer(tmp_path / "data")
+    for name in ("../../x/.zarray", "/etc/x"):
+        pack(tmp_path / "data")
+        with zipfile.ZipFile(tmp_path / "data.zarr.zip", "a") as archive:
+            archive.writestr(name, "{}")
+        with pytest.raises(DataError, match="which leads out of it"):
+            open_reader(tmp_path / "data.zarr.zip")
+
+
+@pytest.mark.parametrize(
+    "codec", [Blosc("zstd"), Zstd(), LZ4(), Zlib(), GZip(), BZ2(), LZMA()], ids=lambda c: c.codec_id
+)
+def test_a_chunk_that_unpacks_to_more_than_it_should_is_not_unpacked(tmp_path: Path, monkeypatch, codec: Any) -> None:
+    buffer(tmp_path / "data")
+    write_metadata(tmp_path / "data", "state2", compressor=codec.get_config(), shape=[15, 5], chunks=[4, 5])
+    for i in range(4):
+        block = np.full((4, 5), i, np.float32)
+        (tmp_path / "data" / "data" / "state2" / f"{i}.0").write_bytes(codec.encode(block))
+    reader = DiffusionPolicyReader(tmp_path / "data")
+    assert rows(reader, 0)["observation.state2"][:, 0].tolist() == [0] * 4 + [1] * 3
+    (tmp_path / "data" / "data" / "state2" / "1.0").write_bytes(codec.encode(bytes(32 << 20)))
+    reader = DiffusionPolicyReader(tmp_path / "data")
+    monkeypatch.setattr(type(codec), "decode", None)  # it would be called
+    reader.select(["observation.state2"])
+    with pytest.raises(DataError, match=r"state2/1\.0 unpacks to more than the 80 bytes of a chunk|1\.0 has .* bytes"):
+        rows(reader, 0)
+
+
+def test_pipes_and_endless_files_are_not_opened(tmp_path: Path) -> None:
+    buffer(tmp_path / "data")
+    chunk = tmp_path / "data" / "data" / "state" / "1.0"
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(DataError, match="no regular file"):
+        rows(DiffusionPolicyReader(tmp_path / "data"), 0)
+    chunk.unlink()
+    with chunk.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match=r"state/1.0 has 1,099,511,627,776 bytes"):
+        rows(DiffusionPolicyReader(tmp_path / "data"), 0)
+    (tmp_path / "data" / "data" / "action" / ".zarray").unlink()
+    os.mkfifo(tmp_path / "data" / "data" / "action" / ".zarray")
+    assert "no regular file" in DiffusionPolicyReader(tmp_path / "data").left_out["observation.action"]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    ['{"fps": 0}', '{"fps": "50"}', '{"fps": NaN}', '{"robot": 3}', '{"tasks": [1], "episode_task": [0]}', "[1]", "{",
+     '{"tasks": ["a"], "episode_task": [9]}', '{"features": []}', '{"provenance": {"seeds": [1]}}', '{"fps": true}',
+     '{"features": {"state": {"key": 3, "names": [], "units": []}}}', '{"provenance": 3}', "[" * 100_000],
+)  # fmt: skip
+def test_attributes_of_other_kinds_are_one_line(tmp_path: Path, attributes: str) -> None:
+    buffer(tmp_path / "data")
+    (tmp_path / "data" / ".zattrs").write_text(attributes)
+    with pytest.raises(DataError, match="attributes cannot be read") as error:
+        DiffusionPolicyReader(tmp_path / "data")
+    assert "\n" not in str(error.value)
+
+
+def test_names_that_leave_the_data_set_make_no_file_outside(tmp_path: Path) -> None:
+    buffer(tmp_path / "data")
+    described = {"state": {"key": "../../outside", "names": [], "units": []}}
+    (tmp_path / "data" / ".zattrs").write_text(json.dumps({"features": described}))
+    for to in ("robostack", "lerobot", "aloha", "diffusion-policy"):
+        with pytest.raises(ValueError, match=r"outside") as error:
+            keep = ("action", "../../outside")
+            convert(ConvertConfig(tmp_path / "data", tmp_path / "new" / to, to=to, fps=10, task="x", keep=keep))
+        assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", *["new"] * (tmp_path / "new").exists()]
+
+
+def test_names_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    buffer(tmp_path / "data")
+    described = {"state": {"key": "observation.state", "names": ["a"], "units": []}}
+    (tmp_path / "data" / ".zattrs").write_text(json.dumps({"features": described}))
+    reader = DiffusionPolicyReader(tmp_path / "data")
+    assert reader.features["observation.state"].names == () and "names are left out" in reader.remarks[0]
 
 
 def test_a_folder_that_is_no_buffer_is_told(tmp_path: Path) -> None:
