@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robostack.common.numbers import check_bounds
 from robostack.core.flow import Field
 
 
@@ -36,6 +37,10 @@ class UNetConfig:
     """Width of the embedded time."""
 
     def __post_init__(self) -> None:
+        check_bounds(self, 1, 100_000, "groups", "time_width")
+        check_bounds(self, 1, 1001, "kernel")
+        if len(self.widths) > 16 or any(width < 1 for width in self.widths):
+            raise ValueError(f"widths must be at most 16 positive numbers, got {str(self.widths)[:60]}")
         if self.kernel % 2 == 0 or self.kernel < 1:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
         if unfit := [width for width in self.widths if width % self.groups]:

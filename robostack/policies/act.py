@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from robostack.common.numbers import check_bounds
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
@@ -56,6 +57,12 @@ class ActConfig:
     def __post_init__(self) -> None:
         fit_to_chunk(self, "execute_len")
         check_lengths(self.chunk_len, self.execute_len)
+        check_bounds(self, 1, 100_000, "width", "hidden", "heads", "latent")
+        check_bounds(self, 0, 1000, "posterior_depth")
+        check_bounds(self, 1, 1000, "encoder_depth", "decoder_depth")
+        check_bounds(self, 0.0, 1e9, "kl_weight")
+        if not all(part > 0 for part in self.state_parts):
+            raise ValueError(f"state_parts must be positive, got {self.state_parts}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of 2 heads = {2 * self.heads}, got {self.width}")
 

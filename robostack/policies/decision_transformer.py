@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from robostack.common.numbers import check_bounds
 from robostack.core.attention import block_mask
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
@@ -62,16 +63,15 @@ class DecisionTransformerConfig:
     head_dim: int = 32
 
     def __post_init__(self) -> None:
-        if self.context < 1:
-            raise ValueError(f"context must be at least 1, got {self.context}")
+        check_bounds(self, 1, 1000, "context", "depth")
+        check_bounds(self, 1, 100_000, "width", "hidden_multiple", "heads", "head_dim")
         fit_to_chunk(self, "execute_len")
         check_lengths(self.chunk_len, self.execute_len)
-        if self.bins < 2 or self.bin_range <= 0.0:
+        if not 2 <= self.bins <= 100_000 or not 0.0 < self.bin_range <= 1e9:
             raise ValueError(f"bins need a number above 1 and a range above 0, got {self.bins} and {self.bin_range}")
         if not 0.0 <= self.hide_actions <= 1.0:
             raise ValueError(f"hide_actions must lie in 0..1, got {self.hide_actions}")
-        if self.temperature < 0.0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        check_bounds(self, 0.0, 1e9, "temperature")
 
     @property
     def history(self) -> History:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from robostack.common.numbers import check_bounds
 from robostack.core.flow import DiscretePath, Field, Prediction, squared_cosine_betas
 from robostack.core.flow_guidance import clipped
 from robostack.core.flow_solvers import FlowModel, solve
@@ -38,6 +39,12 @@ class DiTConfig:
     heads: int = 4
     actions_per_token: int = 10
     """Consecutive actions that share a token; divides the number of actions predicted."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, 1, 100_000, "width", "hidden", "heads", "actions_per_token")
+        check_bounds(self, 1, 1000, "depth")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width must be a multiple of 2 heads = {2 * self.heads}, got {self.width}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,9 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         fit_to_chunk(self, "execute_len")
         check_lengths(self.chunk_len, self.execute_len)
+        check_bounds(self, 1, 1000, "observe_len")
+        check_bounds(self, 1, 10_000, "noising_steps", "sample_steps")
+        check_bounds(self, 0.0, 1e9, "clip")
         if not 0 <= self.predict_past < self.observe_len:
             raise ValueError(f"predict_past must lie in 0..observe_len − 1, got {self.predict_past}")
         name, length = (

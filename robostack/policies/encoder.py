@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from robostack.common.numbers import check_bounds
 from robostack.core.entities import EntityEncoder
 from robostack.core.text import PADDING
 from robostack.core.vision import KeypointEncoder, PatchEncoder, Size
@@ -44,10 +45,10 @@ class EncoderConfig:
     entity_heads: int = 4
 
     def __post_init__(self) -> None:
-        counts = ("keypoints", "patch", "patch_width", "patch_depth", "patch_heads")
-        for name in (*counts, "entity_width", "entity_depth", "entity_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_bounds(
+            self, 1, 100_000, "keypoints", "patch", "patch_width", "patch_heads", "entity_width", "entity_heads"
+        )
+        check_bounds(self, 1, 1000, "patch_depth", "entity_depth")
         if self.crop is not None and min(self.crop) < 1:
             raise ValueError(f"crop must be at least 1x1 pixels, got {self.crop}")
         if not self.channels or any(count < 8 or count % 8 for count in self.channels):

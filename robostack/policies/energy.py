@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from robostack.common.numbers import check_bounds
 from robostack.core import energy as core
 from robostack.core.transformer_parts import AdaptiveNorm, FeedForward
 from robostack.datasets.windows import History
@@ -90,6 +91,13 @@ class EnergyConfig:
     def __post_init__(self) -> None:
         fit_to_chunk(self, "execute_len", "coefficients")
         check_lengths(self.chunk_len, self.execute_len)
+        check_bounds(self, 1, 100_000, "width", "encoder_width", "contrast_rows")
+        check_bounds(self, 1, 1000, "depth", "level_steps")
+        check_bounds(self, 2, 1000, "levels", "negatives")
+        check_bounds(self, 0, 1000, "negative_steps", "settle_steps")
+        check_bounds(self, 1, 1_000_000, "candidates")
+        check_bounds(self, 0.0, 1e9, "largest_sigma", "score", "contrast", "penalty", "margin", "temperature")
+        check_bounds(self, 1e-9, 1e9, "step", "negative_step")
         if not 0 < self.coefficients <= self.chunk_len:
             raise ValueError(f"coefficients must lie in 1..chunk_len = {self.chunk_len}, got {self.coefficients}")
         if not 0 < self.smallest_sigma < self.largest_sigma:
@@ -100,8 +108,6 @@ class EnergyConfig:
             raise ValueError(f"negatives must be even and at least 2, got {self.negatives}")
         if not (self.score > 0 or self.contrast > 0):
             raise ValueError("expected a positive weight for score or contrast, got none")
-        if self.levels < 2 or self.level_steps < 1:
-            raise ValueError(f"expected levels >= 2 and level_steps >= 1, got {self.levels} and {self.level_steps}")
 
 
 class Energy(nn.Module):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from robostack.common.numbers import check_bounds
 from robostack.core.attention import block_mask
 from robostack.core.flow import LinearPath
 from robostack.core.flow_solvers import Method, integrate
@@ -62,9 +63,24 @@ class Pi0Config:
     """Bound of 1 − t where a data prediction is turned into a velocity."""
 
     def __post_init__(self) -> None:
-        check_multiple("chunk_len", self.chunk_len, "actions_per_token", self.actions_per_token)
         fit_to_chunk(self, "execute_len")
         check_lengths(self.chunk_len, self.execute_len)
+        check_multiple("chunk_len", self.chunk_len, "actions_per_token", self.actions_per_token)
+        names = (
+            "expert_width",
+            "prefix_width",
+            "hidden_multiple",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "actions_per_token",
+        )
+        check_bounds(self, 1, 100_000, *names)
+        check_bounds(self, 1, 1000, "depth")
+        check_bounds(self, 1, 10_000, "sample_steps")
+        check_bounds(self, 1e-9, 1.0, "smallest_sigma")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
         if self.prediction == "velocity" and self.loss == "data":
             raise ValueError("prediction 'velocity' has its loss on the velocity: set loss to 'velocity'")
 

@@ -24,6 +24,7 @@ from robostack.datasets.statistics import Statistics
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.windows import History, Moments, Windows, returns_to_go
 from robostack.policies.depth import bounded_depth, metres_per_count
+from robostack.policies.described import check_described
 from robostack.policies.protocol import Interface, Observation
 from robostack.policies.settings import Scaling
 
@@ -66,6 +67,9 @@ class Processor:
     entities: tuple[int, int] | None = None
     """(places, features) of the largest world trained on, where entities are observed. Smaller ones leave places empty;
     numbers stay as they are."""
+
+    def __post_init__(self) -> None:
+        check_described(self)
 
     @staticmethod
     def of(

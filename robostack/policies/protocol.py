@@ -97,6 +97,10 @@ class PolicyConfig(Protocol):
     def history(self) -> History: ...
 
 
+MOST_ACTIONS = 10_000
+"""Of a chunk: more than three minutes at 50 Hz."""
+
+
 class AtMost(int):
     """A setting's default that gives way: so much, or as much as a shorter chunk has. What a user gives stays, and is
     refused where it does not fit."""
@@ -110,7 +114,9 @@ def fit_to_chunk(config: PolicyConfig, *names: str) -> None:
 
 
 def check_lengths(chunk_len: int, execute_len: int) -> None:
-    """Raises ValueError unless a chunk holds the actions that are run of it."""
+    """Raises ValueError unless a chunk holds the actions that are run of it, and is one that anybody means."""
+    if chunk_len > MOST_ACTIONS:
+        raise ValueError(f"chunk_len must be at most {MOST_ACTIONS:,}, got {chunk_len}")
     if not 0 < execute_len <= chunk_len:
         raise ValueError(f"execute_len must lie in 1..chunk_len = {chunk_len}, got {execute_len}")
 
