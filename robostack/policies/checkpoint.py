@@ -208,7 +208,7 @@ class Checkpoint:
     def _kinds(self, most_bytes: int) -> dict[str, Kind]:
         try:
             return kinds_of_made(self._make, most_bytes)
-        except ValueError as error:
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # torch's, of sizes beyond counting
             config = type(self.config).__name__
             raise CheckpointError(f"{self.path}: {config} does not fit ({one_line(error)}): use another one") from error
 

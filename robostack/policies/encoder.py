@@ -51,7 +51,7 @@ class EncoderConfig:
         check_bounds(self, 1, 1000, "patch_depth", "entity_depth")
         if self.crop is not None and min(self.crop) < 1:
             raise ValueError(f"crop must be at least 1x1 pixels, got {self.crop}")
-        if not self.channels or any(count < 8 or count % 8 for count in self.channels):
+        if not 0 < len(self.channels) <= 64 or any(not 8 <= count <= 100_000 or count % 8 for count in self.channels):
             raise ValueError(f"channels must be multiples of 8, got {self.channels}")
         if self.patch_width % (4 * self.patch_heads):
             raise ValueError(f"patch_width must be a multiple of {4 * self.patch_heads}, got {self.patch_width}")

@@ -27,6 +27,7 @@ from robostack.serialize import to_json
 
 KEY, SIZE = "observation.images.depth", (24, 24)
 ACT = ActConfig(chunk_len=2, execute_len=2, width=32, hidden=64, posterior_depth=1, encoder_depth=1, decoder_depth=1)
+TRAINING = Training({}, (), "train", "abc", "today", "here")
 
 
 def write_depth(
@@ -177,7 +178,7 @@ def test_a_checkpoint_keeps_which_cameras_measure_depth(tmp_path: Path, capsys: 
     from rich.console import Console
 
     processor = Processor.of([EpisodeStore(write_depth(tmp_path / "data", "cm", colour=True))], ACT.chunk_len)
-    checkpoint = Checkpoint(tmp_path / "run" / "checkpoints" / "step-00000001", "act", ACT, processor, 1, {})
+    checkpoint = Checkpoint(tmp_path / "run" / "checkpoints" / "step-00000001", "act", ACT, processor, 1, TRAINING)
     weights = checkpoint.build().state_dict()
     checkpoint.save({"model": weights, "average": weights})
     read = Checkpoint.read(tmp_path / "run")
@@ -191,7 +192,7 @@ def test_a_checkpoint_keeps_which_cameras_measure_depth(tmp_path: Path, capsys: 
 def test_a_checkpoint_from_before_depth_has_cameras_of_colour(tmp_path: Path) -> None:
     store = EpisodeStore(write_depth(tmp_path / "data", colour=True))
     processor = Processor.of([store], ACT.chunk_len, ["observation.state", "observation.images.top"])
-    checkpoint = Checkpoint(tmp_path / "checkpoint", "act", ACT, processor, 1, {})
+    checkpoint = Checkpoint(tmp_path / "checkpoint", "act", ACT, processor, 1, TRAINING)
     checkpoint.path.mkdir()
     description = {
         "format": "robostack-checkpoint-4",
@@ -199,11 +200,11 @@ def test_a_checkpoint_from_before_depth_has_cameras_of_colour(tmp_path: Path) ->
         "config": to_json(ACT),
         "processor": to_json(processor),
         "step": 1,
-        "training": {},
+        "training": {"config": {}, "data": [], "command": "train", "commit": "abc", "date": "today", "machine": "here"},
     }
     del description["processor"]["robots"]["robot"]["depth"]
     (checkpoint.path / "checkpoint.json").write_text(json.dumps(description))
-    assert Checkpoint.read(checkpoint.path) == checkpoint
+    assert Checkpoint.read(checkpoint.path) == dataclasses.replace(checkpoint, sealed=False)
     for robots in ([], 3, {"robot": 3}, {"robot": None}, "x"):  # of a damaged one too
         description["processor"]["robots"] = robots
         (checkpoint.path / "checkpoint.json").write_text(json.dumps(description))

@@ -145,7 +145,7 @@ def test_a_bound_holds(config: DiffusionConfig, clip_noise: str) -> None:
     ("change", "message"),
     [
         ({"execute_len": 9}, r"1..chunk_len"),
-        ({"chunk_len": 6}, "actions_per_token = 4"),
+        ({"chunk_len": 6}, "multiple of dit.actions_per_token 4"),
         ({"chunk_len": 7, "network": "unet"}, "U-Net"),
         ({"predict_past": 1}, "observe_len"),
         ({"sample_steps": 30}, "divide"),

@@ -126,6 +126,7 @@ def test_other_values_in_a_description_are_told_in_one_line(
         ("energy", ("config", "level_steps"), 10**9),
         ("energy", ("config", "candidates"), 10**9),
         ("act", ("config", "latent"), 0),
+        ("diffusion, unet, camera", ("config", "encoder", "channels", 2), 10**49),
     ],
 )
 def test_what_cannot_be_is_refused(
