@@ -19,7 +19,7 @@ from robostack.datasets.windows import Moments, WindowSampler
 from robostack.evaluation.inspection_console import describe_checkpoint, print_checkpoint
 from robostack.policies.act import ActConfig
 from robostack.policies.augment import augment
-from robostack.policies.checkpoint import POLICIES, Checkpoint, CheckpointError
+from robostack.policies.checkpoint import POLICIES, Checkpoint, CheckpointError, Training
 from robostack.policies.depth import bounded_depth
 from robostack.policies.processor import Processor
 from robostack.policies.settings import Augmentation
