@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from robostack import envs
 from robostack.common.interrupt import saying
@@ -24,9 +25,13 @@ from robostack.evaluation.rollout import Episode, run_episodes
 from robostack.extras import require_extra
 from robostack.intervals import wilson_interval
 from robostack.policies.checkpoint import Checkpoint
+from robostack.processes import cores
 from robostack.provenance import describe_run
 from robostack.runtime.chunks import newest, temporal_ensemble
 from robostack.serialize import to_json
+
+GPU_BYTES_OF_A_PROCESS = 2 << 30
+"""What CUDA and torch's workspaces take beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,9 @@ def evaluate(
     envs.resolve(config.env)
     subject, folder = _subject(run, config), results_folder(run, config)
     refuse_finished(folder)
-    if config.workers == 0 and subject.settings.device != "cpu":
-        config = replace(config, workers=1)
     actor = subject.make_actor()  # what cannot be loaded is told here; in a worker it would be the pool's end
+    if isinstance(actor, PolicyActor) and config.workers == 0:
+        config = replace(config, workers=workers_on(torch.device(subject.settings.device), actor.parameters))
     make_actor = (lambda: actor) if config.workers == 1 else subject.make_actor
     about, log, log_said = _describe_env(config.env), [], ""
     if isinstance(actor, PolicyActor):
@@ -97,6 +102,15 @@ def evaluate(
             write_report(folder / REPORT, page, [to_record(episode) for episode in ledger.episodes], log, videos)
             told("writing the page", 1, 1)
     return Evaluation(summary, tuple(ledger.episodes), folder)
+
+
+def workers_on(device: torch.device, parameters: int) -> int:
+    """How many processes evaluate a policy of so many parameters: one a core, but no more than have room for a policy
+    of their own on a GPU."""
+    if device.type != "cuda":
+        return cores()
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(cores(), free // (GPU_BYTES_OF_A_PROCESS + 2 * 4 * parameters)))  # twice float32 weights
 
 
 def _subject(run: str, config: EvalConfig) -> _Subject:

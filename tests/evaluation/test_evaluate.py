@@ -17,7 +17,7 @@ import torch
 from robostack.datasets.video import read_frames
 from robostack.evaluation.actors import ExpertActor, Look, PolicyActor
 from robostack.evaluation.config import EvalConfig, results_folder
-from robostack.evaluation.evaluate import evaluate, summarize
+from robostack.evaluation.evaluate import evaluate, summarize, workers_on
 from robostack.evaluation.rollout import Episode, make_worlds, run_episodes, run_together
 from robostack.experts.collect import CollectConfig, collect
 from robostack.extras import MissingExtraError
@@ -192,3 +192,15 @@ def test_one_worker_is_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     (episode,) = run_episodes(ENV, partial(ExpertActor, ENV), range(7, 8), workers=1)
     assert episode.success and torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("parameters", "free_gib", "expected"), [(10**6, 79, 8), (3 * 10**9, 79, 3), (7 * 10**9, 40, 1)]
+)
+def test_a_gpu_has_as_many_workers_as_it_has_room_for(
+    parameters: int, free_gib: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robostack.evaluation.evaluate.cores", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_gib << 30, 80 << 30))
+    assert workers_on(torch.device("cuda"), parameters) == expected
+    assert workers_on(torch.device("cpu"), parameters) == 8
