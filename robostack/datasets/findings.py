@@ -193,8 +193,8 @@ def _line(kind: Kind, where: str, unit: str, places: Places) -> str:
         "not finite": f"{where}: {count} value{plural} not finite; first: {places}",
         "no task": f"no task text in {episodes}; first: {places}",
         "dropped frames": f"{count} frame{plural} dropped; most ({worst:.0f}) before {places}",
-        "off the rate": f"timestamps off the rate {count} time{plural}{', within half a frame' * places.harmless}; "
-        f"worst by {worst:.2g} frames at {places}",
+        "off the rate": f"timestamps off the rate {count} time{plural}"
+        f"{', by less than half a frame' * places.harmless}; worst by {worst:.2g} frames at {places}",
         "coarse times": f"timestamps of {episodes} are too coarse to tell frames apart, and were not checked",
         "not rising": f"timestamps do not rise {count} time{plural}; worst by {worst:.3g} s at {places}",
         "late start": f"timestamps of {episodes} do not start at 0; largest {worst:.3g} s in {places}",

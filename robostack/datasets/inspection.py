@@ -245,7 +245,8 @@ class _Survey:
             self._place("not rising", "timestamp").add(number, worst + 1, -float(gaps[worst]), int(falls.sum()))
         if fps is None:
             return
-        harmless = deviation(times, fps).periods <= LARGEST_DEVIATION
+        found = deviation(times, fps)
+        harmless = found.periods <= LARGEST_DEVIATION
         periods = gaps * fps
         missing = np.where((periods >= 1.5) & (not harmless), np.rint(periods) - 1, 0)
         if missing.any():
@@ -260,7 +261,8 @@ class _Survey:
         if off.any():
             worst, place = int(off.argmax()), self._place("off the rate", "timestamp")
             place.harmless = harmless and (place.harmless or not place.count)
-            place.add(number, worst + 1, float(off[worst]), int((off > 0).sum()))
+            worst, frame = (found.periods, found.frame) if harmless else (float(off[worst]), worst + 1)
+            place.add(number, frame, worst, int((off > 0).sum()))
 
     def _look_at_tasks(self, number: int, task: Sequence[str]) -> None:
         self.tasks.update(list(dict.fromkeys(task)))
