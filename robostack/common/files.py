@@ -41,16 +41,18 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def room_needed(where: Path | Callable[[], Path], kept: str) -> Iterator[None]:
+def room_needed(where: Path | Callable[[], Path], kept: str | Callable[[], str]) -> Iterator[None]:
     """Turns whatever a full disk raises within into one DiskFullError: where it was, and `kept`, what the user still
-    has and how to go on. Of several around each other the outermost speaks: it knows what command was given."""
+    has and how to go on; a function is asked only then. Of several around each other the outermost speaks: it knows
+    what command was given."""
     try:
         yield
     except Exception as error:
         if not is_disk_full(error):
             raise
         place = where if isinstance(where, Path) else where()
-        raise DiskFullError(f"the disk is full at {place}: {kept}") from error
+        told = kept if isinstance(kept, str) else kept()
+        raise DiskFullError(f"the disk is full at {place}: {told}") from error
 
 
 def refuse_taken(path: Path, instead: str = "choose another path or remove it first") -> None:

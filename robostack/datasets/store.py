@@ -73,12 +73,16 @@ class EpisodeWriter:
         new = self.path.with_name(f".{self.path.name}.new")  # a kill leaves no store without some of its arrays
         with self._room():
             shutil.rmtree(new, ignore_errors=True)
-            zarr.create_group(store=LocalStore(new), attributes=attributes.to_json())
-            for key in INDEX:
-                Rows.create(new, key, (), "int64", is_camera=False)
-            for key, feature in features.items():
-                Rows.create(new, key, feature.shape, feature.dtype, feature.is_camera)
-            os.replace(new, self.path)
+            try:
+                zarr.create_group(store=LocalStore(new), attributes=attributes.to_json())
+                for key in INDEX:
+                    Rows.create(new, key, (), "int64", is_camera=False)
+                for key, feature in features.items():
+                    Rows.create(new, key, feature.shape, feature.dtype, feature.is_camera)
+                os.replace(new, self.path)
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
         self._open(attributes)
 
     @classmethod

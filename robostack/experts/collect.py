@@ -132,11 +132,10 @@ def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda 
 
     def kept() -> str:
         if writer is None:
-            return "no episode was whole yet, and nothing is left"
+            return "no episode was whole yet: nothing is left, and the same command begins anew"
         return f"{config.out} keeps {writer.episodes} whole episodes, and the same command goes on with them"
 
-    room = room_needed(config.out, "its whole episodes are kept; make room and give the same command, which goes on")
-    with ExitStack() as held, saying(kept), room:
+    with ExitStack() as held, saying(kept), room_needed(config.out, kept):
         if found := _unfinished(config):
             held.enter_context(_alone(config.out))
             writer, tally = EpisodeWriter.resume(config.out), _Tally.of(config, found)

@@ -239,7 +239,10 @@ def test_a_full_disk_keeps_the_whole_episodes_and_the_same_command_goes_on(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(DiskFullError, match=r"the disk is full at .*data: .* kept"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DiskFullError, match=r"the disk is full at .*data keeps 2 whole episodes"),
+    ):
         collect(config, lambda done: patch.setattr(Rows, "write", full) if done.kept == 2 else None)
     assert EpisodeStore(config.out).episodes == 2
     collect(config)
@@ -248,17 +251,19 @@ def test_a_full_disk_keeps_the_whole_episodes_and_the_same_command_goes_on(
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    """In a process whose files may have 30 kB."""
+    """In a process whose files may have so many bytes."""
     program = """
 import resource, sys
 from robostack.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-raise SystemExit(main(sys.argv[1:]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+raise SystemExit(main(sys.argv[2:]))
 """
     arguments = ["collect", "--env", ENV, "--episodes", "2", "--out", str(tmp_path / "data"), "--workers", "1"]
-    full = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
-    lines = [line for line in full.stderr.splitlines() if "disk is full" in line]
-    assert full.returncode == 1 and "Traceback" not in full.stderr and len(lines) == 1, full.stderr
+    for limit in ("300", "30000"):  # it does not suffice for the new data set, or for its first episode
+        full = subprocess.run([sys.executable, "-c", program, limit, *arguments], capture_output=True, text=True)
+        lines = [line for line in full.stderr.splitlines() if "disk is full" in line]
+        assert full.returncode == 1 and "Traceback" not in full.stderr and len(lines) == 1, full.stderr
+        assert {path.name for path in tmp_path.iterdir()} == ({"data"} if limit == "30000" else set())
     assert collect(CollectConfig(ENV, tmp_path / "data", episodes=2)).kept == 2
 
 
