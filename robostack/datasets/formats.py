@@ -5,13 +5,26 @@ from __future__ import annotations
 import difflib
 import re
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from robostack.common.files import check_regular, read_json
-from robostack.datasets.episodes import IMAGES, Appender, DataError, Episode, EpisodeReader, Feature, FeatureError
+from robostack.datasets.episodes import (
+    IMAGES,
+    Appender,
+    Column,
+    DataError,
+    Episode,
+    EpisodeReader,
+    Feature,
+    FeatureError,
+    Frames,
+)
 from robostack.datasets.hdf5 import SUFFIXES
 from robostack.datasets.origin import note, noted
 
@@ -181,12 +194,28 @@ class _Selected:
         return self._reader.length(episode)
 
     def read_episode(self, episode: int) -> Episode:
-        try:
+        with self._under_new_names():
             whole = self._reader.read_episode(episode)
+        return replace(whole, columns={new: self._renamed(new, whole.columns[old]) for new, old in self._old.items()})
+
+    def _renamed(self, new: str, column: Column) -> Column:
+        """A camera that finds only while it is read that its feature cannot be kept says so under the new name."""
+        if not isinstance(column, Frames) or self._old[new] == new:
+            return column
+
+        def read() -> Iterator[np.ndarray]:
+            with self._under_new_names():
+                yield from column.read()
+
+        return replace(column, read=read)
+
+    @contextmanager
+    def _under_new_names(self) -> Iterator[None]:
+        try:
+            yield
         except FeatureError as error:
             new = {old: new for new, old in self._old.items()}
             raise FeatureError(new.get(error.feature, error.feature), error.what, error.where) from error
-        return replace(whole, columns={new: whole.columns[old] for new, old in self._old.items()})
 
 
 def usual_name(key: str, features: Mapping[str, Feature]) -> str:

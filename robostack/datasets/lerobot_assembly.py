@@ -46,7 +46,7 @@ class Assembly:
                 row |= more
         pictures = self._write_episodes(placed)
         self._write_tasks()
-        numbers = [key for key, feature in self.settings.columns.items() if not feature.is_image]
+        numbers = [key for key, feature in self.settings.columns.items() if not feature.is_camera]
         found = {key: statistics.of_numbers(self._column(key)) for key in numbers}
         frames = found["index"]["count"][0]
         found |= {key: total.result() for key, total in pictures.items()}
@@ -94,7 +94,8 @@ class Assembly:
         """Writes meta/episodes; gives the statistics of all pictures."""
         import pyarrow as pa
 
-        total = {key: statistics.PictureStatistics() for key in self.settings.cameras}
+        cameras = {key: self.settings.features[key] for key in self.settings.cameras}
+        total = {key: statistics.PictureStatistics(feature) for key, feature in cameras.items()}
         place = {"chunk_index": 0, "file_index": 0}
         path, begin, first = self.path / places.EPISODES_PATH.format(**place), 0, 0
         writer = schema = None
@@ -104,9 +105,10 @@ class Assembly:
                 described = self._described(episode)
                 found = described["numbers"]
                 for key, counted in described["pictures"].items():
-                    found[key] = statistics.PictureStatistics(**counted).result()
-                    total[key].counts += np.asarray(counted["counts"])
-                    total[key].frames += counted["frames"]
+                    of_episode = statistics.PictureStatistics(cameras[key])
+                    for some in (of_episode, total[key]):
+                        some.add_json(counted)
+                    found[key] = of_episode.result()
                 row = {"episode_index": episode, "tasks": described["tasks"], "length": described["length"]}
                 row |= placed[episode]
                 row |= {"dataset_from_index": begin, "dataset_to_index": begin + described["length"]}
@@ -168,11 +170,14 @@ class Assembly:
         for key, feature in settings.columns.items():
             names: list[str] | None = list(feature.names) or None
             dtype, shape = feature.dtype, feature.shape or (1,)
-            if feature.is_image:
+            if feature.is_camera:
                 dtype, names = "video" if key in settings.in_video else "image", ["height", "width", "channels"]
             described[key] = {"dtype": dtype, "shape": list(shape), "names": names}
             if key in settings.in_video:
                 described[key]["info"] = self._video_info(key)
+            if feature.is_depth:
+                unit = feature.units[0] if feature.units else None
+                described[key]["info"] = {"is_depth_map": True, **({"depth_unit": unit} if unit == "mm" else {})}
         return {
             "codebase_version": "v3.0",
             "fps": _number(settings.fps),

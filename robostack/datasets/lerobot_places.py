@@ -215,7 +215,7 @@ def _path(info: Mapping[str, Any], template: str, is_old: bool, **fields: int | 
     DataError for another template, or where the path would leave the data set."""
     usual = {"data_path": (DATA_PATH, OLD_DATA_PATH), "video_path": (VIDEO_PATH, OLD_VIDEO_PATH)}[template][is_old]
     text = info.get(template) or usual
-    if not isinstance(text, str) or len(text) > 1000:
+    if not isinstance(text, str) or len(text) > 250:
         raise DataError(f"{template} of meta/info.json: expected the form of a path, got {shown(text)}")
     try:
         parts = list(string.Formatter().parse(text))

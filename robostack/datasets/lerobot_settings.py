@@ -53,11 +53,12 @@ class Settings:
 
     @property
     def cameras(self) -> list[str]:
-        return [key for key, feature in self.features.items() if feature.is_image]
+        return [key for key, feature in self.features.items() if feature.is_camera]
 
     @property
     def in_video(self) -> list[str]:
-        return self.cameras if self.images == "video" else []
+        """Depth is kept without loss, in pictures."""
+        return [key for key in self.cameras if self.features[key].is_image] if self.images == "video" else []
 
 
 def check_settings(settings: Settings) -> None:
@@ -67,10 +68,10 @@ def check_settings(settings: Settings) -> None:
     for key, feature in settings.features.items():
         if "/" in key or key in (*BOOKKEEPING, "task", ""):
             raise DataError(f"LeRobot cannot hold a feature called {key!r}: rename it or leave it out")
+        if feature.is_depth:
+            continue
         if feature.is_image:
-            height, width, channels = feature.shape
-            if channels != 3 or min(height, width) < 1:
-                raise DataError(f"{key}: expected images (height, width, 3), got {feature.shape}")
+            height, width, _ = feature.shape
             if settings.images == "video" and settings.codec == "libsvtav1" and min(height, width) < SMALLEST_AV1:
                 raise DataError(
                     f"{key}: libsvtav1 needs at least {SMALLEST_AV1} pixels a side, got {(height, width)}: "
@@ -95,7 +96,7 @@ def table_schema(settings: Settings) -> pa.Schema:
     for key, feature in settings.columns.items():
         if key in settings.in_video:
             continue
-        if feature.is_image:
+        if feature.is_camera:
             fields.append(pa.field(key, pa.struct({"bytes": pa.binary(), "path": pa.string()})))
             described[key] = {"_type": "Image"}
             continue

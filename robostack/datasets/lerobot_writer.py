@@ -9,7 +9,8 @@ joins them, encoding no picture anew, and meta/info.json, without which nobody s
 A kill therefore loses the episode in flight; a kill in `finish` loses nothing, `resume` and `finish` do it again.
 While `finish` works, the data lies on the disk twice. Pictures pass one at a time, PNGs in row groups of 64 MB.
 
-LeRobot knows neither shape (), which becomes (1,), nor units, which are lost. `timestamp` is written as it came, or as
+LeRobot knows neither shape (), which becomes (1,), nor units: they are kept in robostack.json beside. Depth is kept in
+TIFF pictures, as LeRobot does, also where colours are in videos. `timestamp` is written as it came, or as
 frame / fps; a video needs timestamps at the rate, since LeRobot finds frames by them.
 """
 
@@ -42,6 +43,7 @@ from robostack.datasets.lerobot_settings import (
     table_schema,
     write_json,
 )
+from robostack.datasets.origin import FILE
 from robostack.datasets.video import exact_rate, write_video
 from robostack.extras import require_extra
 
@@ -55,7 +57,7 @@ class LeRobotWriter:
 
     Args:
         path: where nothing is yet.
-        features: ours; images are uint8 (height, width, 3).
+        features: ours.
         fps: frames a second.
         robot: kind of robot.
         images: cameras as videos, or as PNGs in the table.
@@ -83,6 +85,7 @@ class LeRobotWriter:
         new = path.with_name(f".{path.name}.{os.getpid()}.partial")
         (new / _STAGING).mkdir(parents=True)
         write_json(new / _STAGING / "settings.json", asdict(settings))
+        write_json(new / FILE, {"features": {key: asdict(feature) for key, feature in features.items()}})
         new.rename(path)
         self._begin(path, settings)
 
@@ -138,7 +141,7 @@ class LeRobotWriter:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir()
-            pictures = {key: statistics.PictureStatistics() for key in self._settings.cameras}
+            pictures = {key: statistics.PictureStatistics(self.features[key]) for key in self._settings.cameras}
             passing = {key: self._watched(key, columns[key], pictures[key]) for key in pictures}
             for key in self._settings.in_video:
                 codec = CODECS[self._settings.codec]
@@ -148,7 +151,7 @@ class LeRobotWriter:
                 "length": length,
                 "tasks": list(dict.fromkeys(texts)),
                 "numbers": {key: statistics.of_numbers([column]) for key, column in rows.items()},
-                "pictures": {key: {"counts": p.counts.tolist(), "frames": p.frames} for key, p in pictures.items()},
+                "pictures": {key: counted.to_json() for key, counted in pictures.items()},
             }
             write_json(partial / "episode.json", described)
             partial.rename(self._piece(self.episodes))
@@ -161,7 +164,7 @@ class LeRobotWriter:
     def _numbers(self, columns: Mapping[str, Column], length: int) -> dict[str, np.ndarray]:
         """The columns of numbers but `task_index`."""
         rows = {key: column for key, column in columns.items() if isinstance(column, np.ndarray)}
-        rows = {key: column for key, column in rows.items() if not self.features[key].is_image}
+        rows = {key: column for key, column in rows.items() if not self.features[key].is_camera}
         rate = np.arange(length) / float(exact_rate(self._settings.fps))
         rows.setdefault("timestamp", rate.astype(np.float32))
         off = np.abs(rows["timestamp"] - rate)
@@ -178,11 +181,11 @@ class LeRobotWriter:
 
     def _watched(self, key: str, column: Column, found: statistics.PictureStatistics) -> Iterator[np.ndarray]:
         """The frames of a camera, checked and counted as they pass."""
-        shape, count, chosen = self.features[key].shape, 0, statistics.sampled(len(column))
+        feature, count, chosen = self.features[key], 0, statistics.sampled(len(column))
         for frame in column:
-            if frame.shape != shape or frame.dtype != np.uint8 or count == len(column):
-                expected = f"{len(column)} frames of {shape}"
-                raise DataError(f"{key}: expected {expected} uint8, got {frame.shape} {frame.dtype} as frame {count}")
+            if frame.shape != feature.shape or frame.dtype != feature.dtype or count == len(column):
+                expected = f"{len(column)} frames of {feature.shape} {feature.dtype}"
+                raise DataError(f"{key}: expected {expected}, got {frame.shape} {frame.dtype} as frame {count}")
             if chosen[count]:
                 found.add(frame)
             yield frame
@@ -201,7 +204,8 @@ class LeRobotWriter:
             pictures: dict[str, list[dict[str, Any]]] = {key: [] for key in cameras}
             for index in range(length):
                 for key, frames in cameras.items():
-                    pictures[key].append({"bytes": _png(next(frames)), "path": f"frame-{index:06d}.png"})
+                    ending = "tiff" if self.features[key].is_depth else "png"
+                    pictures[key].append({"bytes": _encoded(next(frames)), "path": f"frame-{index:06d}.{ending}"})
                     size += len(pictures[key][-1]["bytes"])
                 if size < ROW_GROUP and index < length - 1:
                     continue
@@ -232,11 +236,15 @@ class LeRobotWriter:
         shutil.rmtree(self._staging)
 
 
-def _png(frame: np.ndarray) -> bytes:
+def _encoded(frame: np.ndarray) -> bytes:
+    """A PNG of colours, a TIFF of depth, as LeRobot has it."""
     from PIL import Image
 
     data = io.BytesIO()
-    Image.fromarray(frame).save(data, "png", compress_level=1)  # 2.5 times as fast as 6, and a fifth larger
+    if frame.dtype == np.uint16:
+        Image.fromarray(frame[..., 0]).save(data, "tiff", compression="raw")
+    else:
+        Image.fromarray(frame).save(data, "png", compress_level=1)  # 2.5 times as fast as 6, and a fifth larger
     return data.getvalue()
 
 

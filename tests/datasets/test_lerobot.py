@@ -16,10 +16,12 @@ pytest.importorskip("lerobot")
 
 from lerobot.datasets.aggregate import aggregate_datasets
 from lerobot.datasets.compute_stats import auto_downsample_height_width, sample_indices
+from lerobot.datasets.depth_utils import dequantize_depth
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
 
 from robostack.datasets.episodes import BOOKKEEPING, DataError, Feature, Frames
+from robostack.datasets.lerobot_features import DepthCodes
 from robostack.datasets.lerobot_reader import LeRobotReader
 from robostack.datasets.lerobot_statistics import PictureStatistics, sampled
 from robostack.datasets.lerobot_writer import LeRobotWriter
@@ -206,7 +208,7 @@ def test_pictures_are_sampled_as_lerobot_samples_them(length):
 @pytest.mark.parametrize("size", [(299, 299), (300, 40), (480, 640), (640, 480), (1080, 1920)])
 def test_large_pictures_are_thinned_as_lerobot_thins_them(size):
     frame = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    statistics = PictureStatistics()
+    statistics = PictureStatistics(Feature((*size, 3), "uint8"))
     statistics.add(frame)
     thinned = auto_downsample_height_width(frame.transpose(2, 0, 1)).reshape(3, -1)
     assert np.array_equal(statistics.counts, [np.bincount(channel, minlength=256) for channel in thinned])
@@ -357,3 +359,64 @@ def test_texts_are_left_out_by_name(by_lerobot, tmp_path):
     assert reader.read_episode(1).columns.keys() == reader.features.keys()
     with pytest.raises(DataError, match="has no typo to leave out: it has"):
         LeRobotReader(path, drop=["typo"])
+
+
+# Depth
+
+
+def test_codes_of_depth_mean_what_lerobot_means_by_them():
+    codes = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    for said in ({}, {"use_log": False}, {"depth_min": 0.1, "depth_max": 4.0, "shift": 1.0}):
+        theirs = dequantize_depth(codes, output_tensor=False, output_channel_last=True, **said)
+        assert np.abs(DepthCodes(**said).millimetres(codes).astype(int) - theirs.astype(int)).max() <= 1
+
+
+DEPTH = "observation.images.depth"
+WITH_DEPTH = {**NO_MATRIX, DEPTH: Feature((24, 32, 1), "uint16", (), ("mm",))}
+
+
+def depth_of(seed: int) -> np.ndarray:
+    """What a video of 12 bits keeps well: a slope."""
+    y, x = np.mgrid[0:24, 0:32]
+    return np.stack([(400 + 20 * x + 10 * y + 5 * i + seed) for i in range(LENGTHS[seed])]).astype(np.uint16)[..., None]
+
+
+@pytest.mark.parametrize("images", ["png", "video"])
+def test_lerobot_reads_the_depth_that_robostack_writes(tmp_path, images):
+    writer = LeRobotWriter(tmp_path / "data", WITH_DEPTH, fps=25, images=images)
+    for seed, length in enumerate(LENGTHS):
+        episode = {**make_arm_episode(length, seed), DEPTH: depth_of(seed)}
+        writer.append({key: episode[key] for key in WITH_DEPTH}, "reach")
+    writer.finish()
+    reader = LeRobotReader(tmp_path / "data")
+    assert reader.features == WITH_DEPTH
+    assert np.array_equal(np.stack(list(reader.read_episode(1).columns[DEPTH])), depth_of(1))
+    read = [np.asarray(item[DEPTH]) for item in items(tmp_path / "data")]
+    assert np.array_equal(np.stack(read)[:, 0], np.concatenate([depth_of(seed) for seed in range(3)])[..., 0])
+    stats = json.loads((tmp_path / "data/meta/stats.json").read_text())[DEPTH]
+    whole = np.concatenate([depth_of(seed) for seed in range(3)])
+    assert np.isclose(np.ravel(stats["mean"]), whole.mean()) and np.ravel(stats["max"]) == whole.max()
+
+
+@pytest.mark.parametrize("videos", [False, True])
+def test_robostack_reads_the_depth_that_lerobot_writes(tmp_path, videos):
+    described = {
+        "action": {"dtype": "float32", "shape": (2,), "names": None},
+        DEPTH: {
+            "dtype": "video" if videos else "image",
+            "shape": (24, 32, 1),
+            "names": ["height", "width", "channels"],
+            "info": {"is_depth_map": True},
+        },
+    }
+    data = LeRobotDataset.create("a/b", 25, described, root=tmp_path / "data", use_videos=videos)
+    for frame in depth_of(1):
+        data.add_frame({"action": np.zeros(2, np.float32), DEPTH: frame, "task": "reach"})
+    data.save_episode()
+    data.finalize()
+    reader = LeRobotReader(tmp_path / "data")
+    assert reader.features[DEPTH] == Feature((24, 32, 1), "uint16", (), ("mm",))
+    read = np.stack(list(reader.read_episode(0).columns[DEPTH]))
+    theirs = np.stack([np.asarray(item[DEPTH]) for item in items(tmp_path / "data")])[:, 0, :, :, None]
+    assert np.abs(read.astype(int) - theirs).max() <= 1
+    assert np.abs(read.astype(int) - depth_of(1)).mean() <= (30 if videos else 0)
