@@ -171,7 +171,7 @@ def _expert(out: Path, run: Callable[[Callable[[Any], None], Callable[[int, str]
 
 
 def convert(arguments: list[str]) -> int:
-    """robostack convert SRC DST: between robostack, LeRobot, ALOHA HDF5, Diffusion Policy Zarr."""
+    """robostack convert SRC DST: between robostack, LeRobot, HDF5, Diffusion Policy Zarr; from videos."""
     from robostack.datasets.convert import ConvertConfig, Progress
     from robostack.datasets.convert import convert as run
     from robostack.progress import Bar
@@ -421,7 +421,7 @@ VERBS: Mapping[str, tuple[Callable[[list[str]], int], str]] = {
     "demo": (demo, "the main job, end to end, on the CPU"),
     "collect": (collect, "demonstrations from the environment's expert; --resume D continues"),
     "expert": (expert, "an expert by reinforcement (PPO), where none is scripted; --resume RUN continues"),
-    "convert": (convert, "between robostack, LeRobot, ALOHA HDF5, Diffusion Policy Zarr"),
+    "convert": (convert, "between robostack, LeRobot, HDF5, Diffusion Policy Zarr; from videos"),
     "inspect": (inspect, "what is in a data set or a checkpoint, and what is wrong with it"),
     "train": (train, "a policy from demonstrations; --resume RUN continues"),
     "eval": (evaluate, "success with its interval, per-episode JSON, videos, a report page"),

@@ -47,8 +47,8 @@ class Attributes:
             raise DataError(f"expected a number of frames a second from 0 to {LARGEST_FPS:g}, got {self.fps}")
         if not 0 <= self.episodes <= self.segments:
             raise DataError(f"expected at least a segment an episode, got {self.segments} of {self.episodes}")
-        if "action" not in self.features:
-            raise DataError(f"a data set needs the feature 'action', got {_listed(sorted(self.features))}")
+        if not self.features:
+            raise DataError("a data set needs a feature, got none")
         check_names(self.features)
         for key, feature in self.features.items():
             if feature.dtype not in NUMBER_TYPES:
@@ -140,10 +140,6 @@ def _what_is_at(path: Path) -> str:
     except (ValueError, OSError):
         return "expected a folder with zarr.json"
     return f"it holds the format {known}; `robostack convert {path} NEW` makes one of it"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(printable, names)) or "none"
 
 
 def _shown(value: Any) -> str:

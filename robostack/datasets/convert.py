@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
 STRICT = ("action", "observation.state")
 """Features without which nothing is learnt."""
+SAME_RATE = 2e-3
+"""Share by which a rate that is given may differ from that of the source."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class ConvertConfig:
     """Which data set to convert, and to what."""
 
     src: Path
-    """SRC, a data set in any format; it is never changed."""
+    """SRC, a data set, which is never changed: robostack's, LeRobot v2.0 to v3.0, HDF5 of ALOHA, robomimic, LIBERO or
+    ManiSkill, Diffusion Policy's Zarr or a zip of it, or a folder of videos; found by looking."""
     dst: Path
     """DST, the data set to write; must not exist yet, or be an empty folder."""
     to: str = "auto"
@@ -224,7 +227,8 @@ def _plan(config: ConvertConfig) -> _Job:
         raise ValueError(f"{target.name} keeps images as {' or '.join(target.images)}, not as {images!r}")
     if config.fps is not None and not (math.isfinite(config.fps) and config.fps > 0):
         raise ValueError(f"--fps: expected frames a second, got {config.fps:g}")
-    if config.fps is not None and reader.fps is not None and config.fps != reader.fps:
+    # 29.97 and 30 are one rate, which is called either.
+    if config.fps is not None and reader.fps is not None and abs(config.fps / reader.fps - 1) > SAME_RATE:
         raise ValueError(f"{config.src} has {reader.fps:g} frames a second, not {config.fps:g}: leave --fps out")
     fps = config.fps if reader.fps is None else reader.fps
     if fps is None and target.needs_fps:

@@ -384,5 +384,36 @@ FORMATS: Mapping[str, Format] = {
     )
 }
 
-ONLY_READ: Mapping[str, Format] = {}
+
+def _is_videos(path: Path) -> bool:
+    from robostack.datasets.videos import SUFFIXES as VIDEOS
+
+    here = [path] if path.is_file() else [*path.iterdir()]
+    below = [file for folder in here if folder.is_dir() for file in folder.iterdir()]
+    return any(file.suffix.lower() in VIDEOS and not file.name.startswith(".") for file in (*here, *below))
+
+
+def _read_videos(path: Path) -> EpisodeReader:
+    from robostack.datasets.videos import VideosReader
+
+    return VideosReader(path)
+
+
+def _not_written(*_: Any) -> Appender:
+    raise ValueError("the format is only read")
+
+
+ONLY_READ: Mapping[str, Format] = {
+    "videos": Format(
+        "videos",
+        "videos, an episode each, or a folder of them a camera",
+        _is_videos,
+        _read_videos,
+        _not_written,
+        _not_written,
+        images=("video",),
+        lossless=(),
+        needs_fps=True,
+    )
+}
 """Formats that are read and not written."""

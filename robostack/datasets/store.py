@@ -358,8 +358,8 @@ class EpisodeStore:
 
     def why_not_relative(self) -> str | None:
         """None when `action` and `observation.state` hold the same entries, so that one can be taken from the other."""
-        if "observation.state" not in self.features:
-            return f"{self.path}: relative actions need observation.state, which is not there: use absolute actions"
+        if missing := [key for key in ("observation.state", "action") if key not in self.features]:
+            return f"{self.path}: relative actions need {missing[0]}, which is not there: use absolute actions"
         state, action = self.features["observation.state"], self.features["action"]
         if state.shape == action.shape and (state.names == action.names or not state.names or not action.names):
             return None

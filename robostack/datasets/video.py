@@ -241,6 +241,10 @@ class VideoHeader(NamedTuple):
     width: int
     end: Fraction | None
     """Seconds at which the last frame ends; None where it is not said."""
+    start: Fraction = Fraction(0)
+    """Seconds at which the first frame is shown."""
+    rate: Fraction | None = None
+    """Frames a second on average; None where it is not said."""
 
 
 def video_header(path: Path | str) -> VideoHeader:
@@ -251,8 +255,10 @@ def video_header(path: Path | str) -> VideoHeader:
     with av.open(str(path)) as container:
         stream = _video_stream(container, path)
         height, width, ticks = stream.height, stream.width, stream.duration
-        end = None if ticks is None else ((stream.start_time or 0) + ticks) * _time_base(stream.time_base, path)
-    return VideoHeader(height, width, end)
+        start = Fraction(0) if ticks is None else (stream.start_time or 0) * _time_base(stream.time_base, path)
+        end = None if ticks is None else start + ticks * _time_base(stream.time_base, path)
+        rate = stream.average_rate
+    return VideoHeader(height, width, end, start, Fraction(rate) if rate else None)
 
 
 def read_frames(path: Path | str) -> tuple[UInt8[np.ndarray, "frames height width 3"], list[Fraction]]:

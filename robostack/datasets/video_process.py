@@ -75,13 +75,17 @@ def read_header(path: Path) -> VideoHeader:
             child.ask({"path": str(path)})
             answer = child.answer()
             assert isinstance(answer, dict)
-            end = answer["end"]
-            return VideoHeader(answer["height"], answer["width"], None if end is None else Fraction(*end))
+            end, start, rate = (None if answer[name] is None else Fraction(*answer[name]) for name in _EXACT)
+            return VideoHeader(answer["height"], answer["width"], end, start or Fraction(0), rate)
         except DecoderDiedError:
             if not child.is_suspect:
                 raise
         finally:
             child.give_back()
+
+
+_EXACT = ("end", "start", "rate")
+"""What of a header is a fraction."""
 
 
 def _check_file(path: Path) -> None:
@@ -234,7 +238,9 @@ def _serve(out: int, request: dict[str, Any]) -> dict[str, Any]:
     try:
         if "due" not in request:
             header = video_header(path)
-            return {"height": header.height, "width": header.width, "end": header.end and header.end.as_integer_ratio()}
+            exact = {name: getattr(header, name) for name in _EXACT}
+            told = {name: None if value is None else value.as_integer_ratio() for name, value in exact.items()}
+            return {"height": header.height, "width": header.width, **told}
         for index, frame in enumerate(frames_at(path, request["due"], request["tolerance"], request["form"])):
             if select.select([0], [], [], 0)[0]:
                 break  # told that nobody wants the rest, or that nobody is there
