@@ -147,3 +147,10 @@ def test_an_evaluation_of_many_rows_outlives_one_that_diverges():
     alone = envs.make(NAME, max_episode_steps=40)
     alone.reset(seed=0)
     assert one.total_reward == sum(alone.step(START)[1] for _ in range(40))
+
+
+def test_gymnasiums_statistics_of_episodes_go_over_their_ends():
+    vector = gym.wrappers.vector.RecordEpisodeStatistics(make_vector(2, max_episode_steps=3))
+    vector.reset(seed=0)
+    lengths = [vector.step(np.tile(START, (2, 1)))[4].get("episode", {}).get("l") for _ in range(7)]
+    assert [None if one is None else one.tolist() for one in lengths] == [None, None, [3, 3], None, None, None, [3, 3]]

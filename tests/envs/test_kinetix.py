@@ -435,6 +435,13 @@ def test_files_that_are_no_levels_get_one_line(text, line, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["random/s/4294967296", "random/xl/1", "random/s/" + "9" * 5000, "random/s/-1"])
+def test_random_levels_that_there_are_not_get_one_line(name):
+    with pytest.raises(ValueError, match=r"random level|unknown Kinetix level") as error:
+        load_level(name)
+    assert "\n" not in str(error.value)
+
+
 def test_what_is_no_file_is_not_opened_as_a_level(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")  # to open it would wait for a writer
     (tmp_path / "folder.json").mkdir()

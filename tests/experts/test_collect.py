@@ -392,3 +392,12 @@ def test_two_branches_of_a_joint_are_noticed(tmp_path: Path) -> None:
         actions = np.stack([rng.normal(0, 0.1, 50), wrist + rng.normal(0, 0.1, 50)], axis=1)
         writer.append({"action": actions.astype(np.float32)}, "task")
     assert [entry.branches for entry in spread(EpisodeStore(tmp_path / "data"))] == [False, True]
+
+
+@pytest.mark.parametrize(("shape", "names"), [((), [""]), ((2, 2), ["0,0", "0,1", "1,0", "1,1"])])
+def test_the_spread_is_that_of_actions_of_any_shape(tmp_path: Path, shape: tuple[int, ...], names: list[str]) -> None:
+    writer = EpisodeWriter(tmp_path / "data", {"action": Feature(shape, "float32")}, fps=50)
+    for length in (1, 5):
+        writer.append({"action": np.ones((length, *shape), np.float32)}, "task")
+    entries = spread(EpisodeStore(tmp_path / "data"))
+    assert [entry.name for entry in entries] == names and all(entry.largest_step == 0 for entry in entries)

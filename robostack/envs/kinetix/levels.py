@@ -85,7 +85,7 @@ def load_level(name: str) -> Level:
         MissingExtraError: kinetix is not installed.
     """
     require_extra("kinetix", "kinetix")
-    if drawn := re.fullmatch(r"random/(\w+)/(\d+)", name):
+    if drawn := re.fullmatch(r"random/(\w+)/(\d{1,30})", name):
         return random_level(drawn[1], int(drawn[2]))
     if name.endswith(".json"):
         return _read_level(Path(name), Path(name).stem)
@@ -106,12 +106,14 @@ def random_level(size: str, seed: int) -> Level:
     The first of a size takes as long as compiling does: some 25 s, or 12 s from the compile cache.
 
     Raises:
-        ValueError: an unknown size.
+        ValueError: an unknown size, or a seed that does not fit 32 bits.
     """
     from robostack.envs.kinetix import package
 
     if size not in RANDOM_WORLDS:
         raise ValueError(f"unknown size {size!r} of a random level: known are {', '.join(RANDOM_WORLDS)}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"expected a random level's number from 0 to {2**32 - 1}, got {reprlib.repr(seed)}")
     sizes: Any = RANDOM_WORLDS[size]
     static_params = package.StaticEnvParams(frame_skip=2, **sizes)
     drawn = package.draw_start(seed, static_params)
