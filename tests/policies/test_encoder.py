@@ -159,18 +159,7 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         make_image_encoder(VIT, (30, 32), WIDTH)
 
 
-NAMES = (
-    "rgb.left_wrist",
-    "left/wrist",
-    "left wrist",
-    "type",
-    "keys",
-    "training",
-    "forward",
-    "_modules",
-    "a%2Eb",
-    "a.b",
-)
+NAMES = ("rgb.left_wrist", "left/wrist", "left wrist", "type", "keys", "training", "forward", "_modules", "a.b")
 NAMES += ("a%2Eb", "", "%", "top", "[red]", "Kamera ü", "register_buffer", "%74ype", "a\nb")
 
 
