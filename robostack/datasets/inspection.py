@@ -74,7 +74,7 @@ class InspectConfig:
     min_frames: int = 50
     """An episode of fewer frames is too short; so is one of less than a tenth of the median."""
     min_std: float = SMALLEST_SCALE
-    """An entry that varies less hardly varies. Normalisation scales by no less than this."""
+    """An entry that varies less hardly varies."""
     sampled: int = 4
     """Episodes whose camera frames are looked at and whose curves are drawn; 0 decodes no image."""
 

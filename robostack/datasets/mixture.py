@@ -82,14 +82,17 @@ def name_robots(stores: Sequence[EpisodeStore], keys: Sequence[str], names: Sequ
         known = first.setdefault(robot, store)
         for key in keys:
             one, other = known.features.get(key), store.features.get(key)
-            if (one is None) != (other is None) or (
-                one and other and (one.shape, one.names) != (other.shape, other.names)
-            ):
+            if (one is None) != (other is None) or (one and other and not _are_alike(one, other)):
                 raise DataError(
                     f"{known.path} and {store.path} are both of the robot {robot!r} and differ in {key}: leave it out "
                     "with --observe, or tell them apart with --robots"
                 )
     return robots
+
+
+def _are_alike(one: Feature, other: Feature) -> bool:
+    units = one.units == other.units or not one.units or not other.units or one.is_camera
+    return units and (one.shape, one.names) == (other.shape, other.names)
 
 
 def pooled_statistics(stores: Sequence[EpisodeStore], keys: Sequence[str]) -> dict[str, Statistics]:

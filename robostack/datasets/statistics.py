@@ -19,7 +19,7 @@ from jaxtyping import Float, Shaped
 from robostack.datasets.episodes import DataError
 
 # A joint that the demonstrations hardly move has a deviation near 0: dividing by it turns noise into huge values
-# and a small prediction error into none at all. 1e-2 of a radian, metre or gripper opening counts as still.
+# and a small prediction error into none at all. 1e-2 of a radian or gripper opening counts as still.
 SMALLEST_SCALE = 1e-2
 
 Normalization = Literal["mean_std", "min_max", "quantiles"]

@@ -110,7 +110,7 @@ def chunk_energy(processor: Processor, robot: str, cost: Cost) -> ChunkEnergy:
     known, scaling = processor.robots[robot], processor.scaling
     if any(known.relative):
         raise ValueError("an energy of actions needs a policy of absolute actions, this one's are relative")
-    normalizer = Normalizer.of(known.statistics["action"], scaling.normalization, scaling.smallest_scale)
+    normalizer = Normalizer.of(known.statistics["action"], scaling.normalization, known.smallest["action"])
     places = list(known.places["action"])
     return lambda chunk: cost(normalizer.inverse(chunk[..., places]))
 

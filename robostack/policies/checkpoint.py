@@ -245,10 +245,19 @@ def _read(folder: Path, file: Path) -> Checkpoint:
 
 
 def _brought_up(values: dict[str, Any]) -> dict[str, Any]:
-    """A description of the earlier format as one of this: all cameras were of colour, nothing had a hash, and who
-    resumed a training was not recorded. What is not as it was is left for the typed read to tell."""
+    """A description of the earlier format as one of this: all cameras were of colour, all entries had one smallest
+    scale, nothing had a hash, and who resumed a training was not recorded. What is not as it was is left for the typed
+    read to tell."""
     try:
-        robots = {name: {**robot, "depth": {}} for name, robot in values["processor"]["robots"].items()}
+        least = values["processor"]["scaling"]["smallest_scale"]
+        robots = {
+            name: {
+                "smallest": {key: [least] * len(known["mean"]) for key, known in robot["statistics"].items()},
+                **robot,
+                "depth": {},
+            }
+            for name, robot in values["processor"]["robots"].items()
+        }
         data = [{**one, "actions_sha256": ""} for one in values["training"]["data"]]
         return {
             **values,

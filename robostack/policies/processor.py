@@ -7,6 +7,7 @@ action vector: each fills the entries that it has, and the rest is zero and does
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch import Tensor
 from robostack.core.text import Vocabulary
 from robostack.datasets.episodes import IMAGES, DataError, Feature
 from robostack.datasets.mixture import Layout, name_robots, pooled_relative_statistics, pooled_statistics
-from robostack.datasets.normalize import Normalizer, warn_of_floored
+from robostack.datasets.normalize import Normalizer, smallest_scales, warn_of_floored
 from robostack.datasets.statistics import Statistics
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.windows import History, Moments, Windows, returns_to_go
@@ -40,6 +41,8 @@ class Robot:
 
     statistics: Mapping[str, Statistics]
     """Of its state keys and of `action`; of relative actions where they are relative."""
+    smallest: Mapping[str, tuple[float, ...]]
+    """The same keys: the least that each entry is divided by (see `smallest_scales`)."""
     places: Mapping[str, tuple[int, ...]]
     """Of its state keys and of `action`: where its entries stand in the shared vector."""
     cameras: tuple[str, ...]
@@ -47,6 +50,12 @@ class Robot:
     """Which entries of its action are relative to its state."""
     depth: Mapping[str, float]
     """Of those of its cameras that measure depth: metres a count."""
+
+    def __post_init__(self) -> None:
+        for key, floors in self.smallest.items():
+            entries = len(self.statistics[key].mean) if key in self.statistics else len(floors)
+            if len(floors) != entries or not all(0 < floor < math.inf for floor in floors):
+                raise DataError(f"expected a smallest scale above 0 of each of {entries} entries of {key}")
 
 
 @dataclass(frozen=True)
@@ -204,13 +213,13 @@ class Processor:
     @cached_property
     def _normalizers(self) -> dict[str, dict[str, Normalizer]]:
         for name, robot in self.robots.items():
-            if missing := [key for key in robot.places if key not in robot.statistics]:
+            if missing := [key for key in robot.places if key not in robot.statistics or key not in robot.smallest]:
                 raise DataError(
                     f"statistics of {', '.join(missing)} of {name} are missing: the checkpoint is not whole"
                 )
         return {
             name: {
-                key: Normalizer.of(robot.statistics[key], self.scaling.normalization, self.scaling.smallest_scale)
+                key: Normalizer.of(robot.statistics[key], self.scaling.normalization, robot.smallest[key])
                 for key in robot.places
             }
             for name, robot in self.robots.items()
@@ -403,15 +412,20 @@ def _robot(
     if any(relative):
         moved = pooled_relative_statistics(stores, chunk_len, rate)
         statistics["action"] = _choose(moved, statistics["action"], relative)
-    for key, values in statistics.items():
-        warn_of_floored(key, values, features[key].names, scaling.normalization, scaling.smallest_scale)
+    smallest = {
+        key: smallest_scales(values, scaling.normalization, features[key].units, scaling.smallest_scale)
+        for key, values in statistics.items()
+    }
+    told = {key: (values, features[key].names, smallest[key]) for key, values in statistics.items()}
+    warn_of_floored(told, scaling.normalization)
     cameras = tuple(key.removeprefix(IMAGES) for key, feature in features.items() if feature.is_camera)
     depth = {
         key.removeprefix(IMAGES): metres_per_count(key, [(store.path, store.features[key]) for store in stores])
         for key, feature in features.items()
         if feature.is_depth
     }
-    return Robot(statistics, {key: layouts[key].places[name] for key in vectors}, cameras, relative, depth)
+    places = {key: layouts[key].places[name] for key in vectors}
+    return Robot(statistics, smallest, places, cameras, relative, depth)
 
 
 def _choose(relative: Statistics, absolute: Statistics, is_relative: Sequence[bool]) -> Statistics:

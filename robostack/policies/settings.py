@@ -16,7 +16,8 @@ class Scaling:
     normalization: Normalization = "mean_std"
     """Mean and deviation to 0 and 1; minimum and maximum, or 1 % and 99 % quantile, to -1 and 1."""
     smallest_scale: float = SMALLEST_SCALE
-    """In the data's units: an entry that varies less is scaled as if it varied as much."""
+    """An angle (in radians) or a number without unit that varies less is scaled as if it varied as much, and so is what
+    never changes. Entries in other units, or in none, are held to a share of their own size instead."""
     relative_actions: bool = False
     """Predict actions relative to `observation.state` at the start of their chunk."""
     absolute_entries: tuple[str, ...] = ()

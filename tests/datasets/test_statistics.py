@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from robostack.datasets import statistics
 from robostack.datasets.episodes import DataError, Feature
-from robostack.datasets.normalize import Normalizer, warn_of_floored
+from robostack.datasets.normalize import Normalizer, smallest_scales, warn_of_floored
 from robostack.datasets.statistics import SMALLEST_SCALE, Statistics, of_columns, of_relative_actions
 from robostack.datasets.store import CHUNK_LEN, EpisodeStore, EpisodeWriter
 
@@ -159,32 +159,95 @@ def test_what_each_normaliser_brings_to_where() -> None:
     np.testing.assert_allclose(quantiles, [[-1] * 4, [1] * 4], atol=1e-9)
 
 
-@pytest.mark.parametrize("normalization", ["mean_std", "min_max", "quantiles"])
-def test_a_joint_that_hardly_moves_is_named_and_not_blown_up(normalization) -> None:
-    rows = np.random.default_rng(0).normal(0.0, [1.0, 1e-5], (500, 2)).astype(np.float32)
-    with pytest.warns(UserWarning, match=f"action: wrist hardly vary by {normalization}: scaled by 0.01"):
-        warn_of_floored("action", Statistics.of(rows), ("elbow", "wrist"), normalization)
-    normalizer = Normalizer.of(Statistics.of(rows), normalization)
-    assert normalizer.scale[1] == SMALLEST_SCALE
-    assert np.abs(normalizer.forward(rows + np.array([0, 1e-3], np.float32))[:, 1]).max() < 1.0
+NORMALIZATIONS = ("mean_std", "min_max", "quantiles")
 
 
-def test_many_entries_that_hardly_move_are_counted_and_not_listed() -> None:
-    rows = np.arange(20.0)[:, None] * np.eye(1, 41)
-    with pytest.warns(UserWarning, match="state: 40 of 41 entries hardly vary by mean_std: scaled by 0.01"):
-        warn_of_floored("state", Statistics.of(rows))
+def normalized(rows: np.ndarray, normalization, units: tuple[str, ...] = ()) -> tuple[Normalizer, np.ndarray]:
+    """Rows as the normaliser made from them brings them to unit scale."""
+    found = Statistics.of(rows)
+    normalizer = Normalizer.of(found, normalization, smallest_scales(found, normalization, units))
+    return normalizer, normalizer.forward(rows)
 
 
-def test_who_is_warned_of_depends_on_the_normalisation() -> None:
-    """A finger that moves in one frame of 200 has a deviation, and yet both quantiles at rest."""
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("share", [0.001, 0.005, 0.01, 0.03])
+@pytest.mark.parametrize(
+    ("unit", "size"), [("", 1.0), ("", 0.8), ("", 100.0), ("0 closed .. 1 open", 1.0), ("m", 1e-3)]
+)
+def test_what_moves_in_few_frames_is_not_blown_up(normalization, share: float, unit: str, size: float) -> None:
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.normal(size=4000), np.where(rng.random(4000) < share, size, 0.0)], 1)
+    rows[5, 1] = size
+    _, unit_rows = normalized(rows, normalization, ("rad", unit) if unit else ())
+    assert np.ptp(unit_rows[:, 1]) > 0.9 and np.abs(unit_rows).max() <= 8.001
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("factor", [1e-2, 1.0, 1e3])
+@pytest.mark.parametrize("units", [(), ("m", "m", "m", "rad")])
+def test_a_small_step_is_scaled_by_itself_in_whatever_unit(normalization, factor: float, units) -> None:
+    """A deviation of 5 mm, in metres, millimetres or large units, beside a gripper of -1 or 1."""
+    rng = np.random.default_rng(0)
+    steps = rng.normal(0.0, 0.005 * factor, (2000, 3))
+    rows = np.concatenate([steps, rng.choice([-1.0, 1.0], (2000, 1)) * max(1.0, factor)], 1)
+    normalizer, _ = normalized(rows, normalization, units)
+    found = Statistics.of(rows)
+    plain = {"mean_std": found.std, "min_max": np.subtract(found.max, found.min) / 2}
+    plain["quantiles"] = np.subtract(found.q99, found.q01) / 2
+    np.testing.assert_allclose(normalizer.scale, plain[normalization], rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("constant", [0.0, 1.5696, -0.3, 300.0])
+def test_noise_on_a_constant_stays_small_and_so_does_a_little_more_of_it(normalization, constant: float) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0.0, 0.3, (1000, 4))
+    rows[:, 3] = constant + 1e-6 * rng.normal(size=1000)
+    normalizer, unit_rows = normalized(rows, normalization)
+    assert np.abs(unit_rows[:, 3]).max() < 0.05
+    assert np.abs(normalizer.forward(rows + 1e-3)[:, 3]).max() < 2.0
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize(("unit", "still"), [("rad", 0.01), ("deg", 0.573), ("1", 0.01)])
+def test_a_joint_that_hardly_moves_is_divided_by_a_hundredth_of_its_range(normalization, unit: str, still) -> None:
+    """As ALOHA's unused joints and the quaternion of a cube that is not turned."""
+    size = still / 0.01
+    rows = np.random.default_rng(0).normal(0.0, [size, 5e-4 * size], (500, 2)).astype(np.float32)
+    normalizer, _ = normalized(rows, normalization, (unit, unit))
+    assert normalizer.scale[1] == pytest.approx(still, rel=1e-3)
+    assert normalizer.scale[0] == pytest.approx(Normalizer.of(Statistics.of(rows), normalization).scale[0])
+
+
+def test_what_never_changes_says_nothing_of_its_scale() -> None:
+    rows = np.stack([np.zeros(9), np.full(9, 0.5), np.arange(9.0)], 1)
+    assert smallest_scales(Statistics.of(rows))[:2] == (SMALLEST_SCALE, SMALLEST_SCALE)
+    assert smallest_scales(Statistics.of(rows), still=0.1)[:2] == (0.1, 0.1)
+    assert smallest_scales(Statistics.of(np.zeros((3, 1)))) == (SMALLEST_SCALE,)
+
+
+def test_what_hardly_varies_is_told_in_one_line() -> None:
+    rows = np.random.default_rng(0).normal(0.0, [1.0, 1e-5], (500, 2))
+    few, many = Statistics.of(rows), Statistics.of(np.arange(20.0)[:, None] * np.eye(1, 41))
+    features = {
+        "action": (few, ("elbow", "wrist"), smallest_scales(few)),
+        "observation.state": (many, (), smallest_scales(many)),
+    }
+    with pytest.warns(UserWarning) as told:
+        warn_of_floored(features)
+    assert [str(one.message) for one in told] == [
+        "action (wrist), observation.state (40 of 41 entries): hardly vary and are scaled as if they varied more, so "
+        "that noise stays small"
+    ]
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_what_moves_rarely_is_no_noise_to_be_warned_of(normalization) -> None:
     rows = np.zeros((1000, 1))
     rows[::200] = 1.0
     found = Statistics.of(rows)
-    with pytest.warns(UserWarning, match="action: 0 hardly vary by quantiles"):
-        warn_of_floored("action", found, (), "quantiles")
     with warnings.catch_warnings(action="error"):
-        warn_of_floored("action", found, (), "mean_std")
-        warn_of_floored("action", found, (), "min_max")
+        warn_of_floored({"action": (found, (), smallest_scales(found, normalization))}, normalization)
 
 
 def test_statistics_are_exact() -> None:

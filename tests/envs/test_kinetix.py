@@ -188,6 +188,11 @@ def test_interface_is_declared(vector, single):
     assert info["task"] == ["Make the green shape touch the blue shape, and no red one."] * 4
     assert vector.task == single.task and vector.robot == single.robot == "kinetix" and single.highest_stage == 1
     np.testing.assert_array_equal(single.action_space.low, [-1, -1, -1, -1, 0, 0])  # the package says −1 to 1 for all
+    for env in (vector, single):  # what hardly varies is judged by its range, which is about 1
+        assert env.feature_units == {
+            "action": ("1",) * 6,
+            "observation.state": ("1",) * observation["observation.state"].shape[1],
+        }
     _, reward, terminated, truncated, info = vector.step(vector.action_space.sample())
     assert reward.shape == terminated.shape == truncated.shape == info["stage"].shape == info["success"].shape == (4,)
     assert not reward.flags.writeable  # JAX's own memory

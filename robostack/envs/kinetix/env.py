@@ -10,7 +10,7 @@ import numpy as np
 
 from robostack.envs.kinetix.levels import Level, load_level
 from robostack.envs.kinetix.package import check_not_forked
-from robostack.envs.kinetix.simulation import CONTROL_HZ, FEATURE_NAMES, FEATURE_UNITS, Simulation, State
+from robostack.envs.kinetix.simulation import CONTROL_HZ, FEATURE_NAMES, Simulation, State, feature_units
 
 
 class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
@@ -57,9 +57,9 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self.simulation = Simulation(level, observation, action_noise, dense_reward_scale)
         self.task: str = level.task
         self.robot = "kinetix"
-        self.feature_names, self.feature_units = FEATURE_NAMES, FEATURE_UNITS
         self.render_mode = render_mode
         self.observation_space = self.simulation.observation_space()
+        self.feature_names, self.feature_units = FEATURE_NAMES, feature_units(self.observation_space)
         self.action_space = self.simulation.action_space()
         self.state: State = self.simulation.initial()
         self._key = np.zeros(2, np.uint32)

@@ -27,7 +27,13 @@ ACTION_HIGH = np.ones(MOTORS + THRUSTERS, np.float32)
 FEATURE_NAMES: Mapping[str, tuple[str, ...]] = {
     "action": (*(f"motor{i}" for i in range(MOTORS)), *(f"thruster{i}" for i in range(THRUSTERS)))
 }
-FEATURE_UNITS: Mapping[str, tuple[str, ...]] = {"action": ("1",) * (MOTORS + THRUSTERS)}
+
+
+def feature_units(observation: spaces.Space[Any]) -> dict[str, tuple[str, ...]]:
+    """Of the action, and of what is observed in a flat vector: all numbers are of order 1 and have no unit."""
+    parts = {"action": Simulation.action_space(), **(observation if isinstance(observation, spaces.Dict) else {})}
+    return {key: ("1",) * space.shape[0] for key, space in parts.items() if len(space.shape or ()) == 1}
+
 
 OBSERVATIONS: Mapping[str, str] = {
     "flat": "observation.state",

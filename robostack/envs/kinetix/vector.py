@@ -20,11 +20,11 @@ from robostack.envs.kinetix.levels import Level, load_level
 from robostack.envs.kinetix.package import check_not_forked
 from robostack.envs.kinetix.simulation import (
     FEATURE_NAMES,
-    FEATURE_UNITS,
     MAX_STEPS,
     OBSERVATIONS,
     Simulation,
     State,
+    feature_units,
     select,
     spread,
 )
@@ -80,9 +80,9 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         self.simulation = Simulation(level, observation, action_noise, dense_reward_scale)
         self.task: str = level.task
         self.robot = "kinetix"
-        self.feature_names, self.feature_units = FEATURE_NAMES, FEATURE_UNITS
         self.render_mode = render_mode
         self.single_observation_space = self.simulation.observation_space()
+        self.feature_names, self.feature_units = FEATURE_NAMES, feature_units(self.single_observation_space)
         self.single_action_space = self.simulation.action_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
