@@ -205,6 +205,10 @@ def test_a_checkpoint_from_before_depth_has_cameras_of_colour(tmp_path: Path) ->
     del description["processor"]["robots"]["robot"]["depth"]
     (checkpoint.path / "checkpoint.json").write_text(json.dumps(description))
     assert Checkpoint.read(checkpoint.path) == dataclasses.replace(checkpoint, sealed=False)
+    del description["processor"]["robots"]["robot"]["smallest"]  # nor was there one of each entry
+    (checkpoint.path / "checkpoint.json").write_text(json.dumps(description))
+    smallest = Checkpoint.read(checkpoint.path).processor.robots["robot"].smallest
+    assert smallest == dict.fromkeys(("observation.state", "action"), (0.01, 0.01))
     for robots in ([], 3, {"robot": 3}, {"robot": None}, "x"):  # of a damaged one too
         description["processor"]["robots"] = robots
         (checkpoint.path / "checkpoint.json").write_text(json.dumps(description))
