@@ -23,7 +23,7 @@ from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, PositionalRequiredArgs, arg
 
 from robostack.common.console import console, print_json, say, write
-from robostack.common.files import is_disk_full
+from robostack.common.files import is_disk_full, room_needed
 from robostack.common.flags import WHICH_FLAGS, Answer, UsageError, one_of, parse
 from robostack.common.interrupt import Interrupted, Terminated, ends_as_interrupt
 from robostack.common.text import did_you_mean, one_line, printable
@@ -240,7 +240,8 @@ def inspect(arguments: list[str]) -> int:
     if page is not None:
         from robostack.evaluation.inspection_page import write_inspection
 
-        write_inspection(page, inspection)
+        with room_needed(page, "no page was written"):
+            write_inspection(page, inspection)
     if config.json:
         print_json([inspection.to_json()])
     else:

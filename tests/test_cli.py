@@ -299,6 +299,7 @@ for command in {commands!r}:
         ("convert a b c", ("unexpected 'c'",)),
         ("convert a", ("missing", "DST")),
         ("inspect", ("missing", "Data set")),
+        ("--tyro-print-completion ksh", ("bash, zsh",)),
         ("bench dat", ("unknown bench 'dat'", "did you mean 'data'")),
     ],
 )

@@ -81,6 +81,13 @@ def parse(settings: Any, program: str, arguments: Sequence[str], description: st
         said = _one_line(told.getvalue())
         hints = "".join(f"; {hint}" for hint in _hints(settings, program, arguments) if hint not in said)
         raise UsageError(f"{said}{hints} (see {program} --help)") from None
+    except (AssertionError, IndexError):
+        if not any(argument.startswith("--tyro-") for argument in arguments):
+            raise
+        raise UsageError(
+            "expected --tyro-print-completion SHELL or --tyro-write-completion SHELL FILE, of the shells "
+            "bash, zsh, fish and tcsh"
+        ) from None
     sys.stderr.write(told.getvalue())  # such as warnings
     if unknown:
         known = _flags(settings, program)
@@ -120,7 +127,7 @@ def _one_line(box: str) -> str:
     said = re.sub(r"invalid literal for int\(\) with base 10: (.*)$", r"expected a whole number, got \1", said)
     said = said.replace("Expected 1 values.", "Expected a value.")
     said = re.sub(r"could not convert string to float: (.*)$", r"expected a number, got \1", said)
-    return printable(said[:1].lower() + said[1:])
+    return printable(said[:1].lower() + said[1:].rstrip("."))
 
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from robostack.common.files import check_regular, read_json
+from robostack.common.text import did_you_mean
 from robostack.datasets.episodes import (
     IMAGES,
     Appender,
@@ -108,7 +109,7 @@ def find_format(name: str) -> Format:
     """The format of this name."""
     if name not in FORMATS:
         what = f"{name} is only read" if name in ONLY_READ else f"unknown format {name!r}"
-        raise ValueError(f"{what}: expected one of {', '.join(FORMATS)}")
+        raise ValueError(f"{what}: {did_you_mean(name, FORMATS)}expected one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
