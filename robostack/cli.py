@@ -162,6 +162,7 @@ def _expert(out: Path, run: Callable[[Callable[[Any], None], Callable[[int, str]
     from robostack.experts.ppo_checkpoint import ExpertCheckpoint
 
     reached = ExpertCheckpoint.read(out).evaluation
+    assert reached is not None  # as every finished run has
     low, high = reached["success_interval"]
     share = f"{reached['success']:.1%} (95 % interval {low:.1%} to {high:.1%})"
     say(f"{out}: solves {share} of {reached['episodes']} fresh episodes")

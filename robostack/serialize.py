@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import cattrs
@@ -34,7 +35,7 @@ def from_json[T](kind: type[T], values: Any) -> T:
 
 def _difference(expected: Any, got: Any, where: str = "") -> str:
     """In words, the first place where two JSON values are not the same, or ""; true is no 1, and 1.5 no whole number,
-    but 1 may stand for 1.0. NaN is never the same."""
+    but 1 may stand for 1.0. NaN and infinity are never the same: JSON does not have them."""
     if isinstance(expected, dict) and isinstance(got, dict):
         for key in expected:
             if key not in got:
@@ -49,7 +50,7 @@ def _difference(expected: Any, got: Any, where: str = "") -> str:
                 return told
         return ""
     alike = type(expected) is type(got) or (type(expected), type(got)) == (float, int)
-    if alike and expected == got:
+    if alike and expected == got and not (isinstance(got, float) and math.isinf(got)):
         return ""
     return f"{where.rstrip('.') or 'the whole'} is {_shown(got)}"
 

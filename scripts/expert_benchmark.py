@@ -153,6 +153,7 @@ def _train(case: Case) -> None:
 def _measure(case: Case) -> Record:
     """Reads what training left, and plays on old observations."""
     checkpoint = ExpertCheckpoint.read(case.run)
+    assert checkpoint.evaluation is not None
     log = read_log(case.run)
     record: Record = {
         "level": case.level,
@@ -166,11 +167,12 @@ def _measure(case: Case) -> Record:
         "success_interval": checkpoint.evaluation["success_interval"],
         "episodes": checkpoint.evaluation["episodes"],
         "qualities": [
-            {"update": at.update, "cpu_s": at.training["cpu_s"], "success": at.evaluation["success"]}
+            {"update": at.update, "cpu_s": at.training.cpu_s, "success": at.evaluation["success"]}
             for at in map(ExpertCheckpoint.read, sorted(case.run.glob("checkpoints/update-*")))
+            if at.evaluation is not None  # else it was stopped there
         ],
         "curve": [[line["cpu_s"], line["solved"], line["episodes"]] for line in log],
-        **{key: checkpoint.training[key] for key in ("commit", "machine", "date")},
+        **{key: getattr(checkpoint.training, key) for key in ("commit", "machine", "date")},
     }
     world, start = world_of(checkpoint.config)
     acting, config = PpoExpert(checkpoint).acting, checkpoint.config

@@ -25,6 +25,9 @@ class Outer:
     shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
+NESTED: list = []
+for _ in range(5000):
+    NESTED = [NESTED]
 VALUE = Outer(Inner("two", 5), (64, 48), Path("there"), {"a": (0.5, 1.0)})
 
 
@@ -42,8 +45,21 @@ def test_round_trip() -> None:
         ({"inner": {"kind": "two"}}, "inner.size is missing"),
         ({"crop": [1, 2, 3]}, "crop|values"),
         ({"shares": None}, "Outer"),
+        ({"shares": {"a": [0.5, float("inf")]}}, "shares.a.1 is inf"),
+        ({"shares": {"a": [0.5, float("nan")]}}, "shares.a.1 is nan"),
+        ({"shares": {"a": [10**400]}}, "Outer"),
+        ({"inner": {"kind": "two", "size": True}}, "inner.size is True"),
+        ({"inner": {"kind": "two", "size": 5.5}}, "inner.size is 5.5"),
+        ({"inner": {"kind": "two", "size": "x" * 1000}}, "Outer"),
+        ({"path": NESTED}, "Outer"),
     ],
 )
 def test_what_is_not_exactly_a_config_is_refused(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as told:
         from_json(Outer, {**to_json(VALUE), **change})
+    assert "\n" not in str(told.value) and len(str(told.value)) < 500
+
+
+def test_a_whole_number_may_stand_for_another() -> None:
+    value = from_json(Outer, {**to_json(VALUE), "shares": {"a": [1, 0]}})
+    assert value.shares == {"a": (1.0, 0.0)}

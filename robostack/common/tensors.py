@@ -14,6 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from robostack.common.files import check_regular
 
+LARGEST_WEIGHT = 1e8
+"""Beyond this a weight is no weight: neighbouring float32 numbers lie 8 apart, and products of a few overflow."""
+
 TYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -63,6 +66,15 @@ class Seal:
             raise ValueError(f"{path} is damaged: expected {self.bytes:,} bytes, got {size:,}")
         if (found := Seal.of(path)) != self:
             raise ValueError(f"{path} is damaged: expected SHA-256 {self.sha256[:16]}…, got {found.sha256[:16]}…")
+
+
+def newest_checkpoint(path: Path, named: str, described: str) -> Path | None:
+    """The checkpoint folder at `path`: itself, or of those under `path`/checkpoints that are named so the last. It is
+    one by the file that describes it, which is written last."""
+    if (path / described).is_file():
+        return path
+    found = sorted(path.glob(f"checkpoints/{named}/{described}"))
+    return found[-1].parent if found else None
 
 
 def read_kinds(path: Path) -> dict[str, Kind]:

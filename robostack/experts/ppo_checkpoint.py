@@ -1,21 +1,21 @@
 """An expert and its training on disk: safetensors and JSON, written whole and loaded strictly.
 
+    RUN/run.json                    settings of the run from its start on: as expert.json, of update 0
     RUN/log.jsonl                   one line an update
     RUN/checkpoints/update-00000008/
-        expert.json                 format, settings, what the expert reaches, where it comes from
+        expert.json                 format, settings, what the expert reaches, where it comes from, hashes of the files
         expert.safetensors          network and statistics: all that acting needs
         training.safetensors        optimiser, worlds and random key: what a resumed training needs besides
 
-A checkpoint is written under another name and renamed when it is complete.
+A checkpoint is written under another name and renamed when it is complete. It is read as a policy's: see
+`robostack.policies.checkpoint`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,81 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from robostack.common.files import read_json, whole_folder, write_file
+from robostack.common.numbers import check_bounds
+from robostack.common.tensors import LARGEST_WEIGHT, Kind, Seal, differences, newest_checkpoint, read_kinds
+from robostack.common.text import one_line
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.experts.actor_critic import ActorCritic, Statistics
 from robostack.experts.ppo import Learner
 from robostack.experts.ppo_config import ExpertConfig
 from robostack.serialize import from_json, to_json
 
-FORMAT = "robostack-expert-1"
+FORMAT, EARLIER = "robostack-expert-2", "robostack-expert-1"
+RUN_FILE = "run.json"
+LARGEST_DESCRIPTION = 1 << 20
+"""Bytes of expert.json."""
 
 
 class ExpertError(ValueError):
-    """The expert cannot be used; the message says what was expected, what came and what to do."""
+    """The expert cannot be used; the message says what was expected, what was got and what to do."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """What `robostack.experts.ppo_expert.play` found."""
+
+    episodes: int
+    successes: int
+    success: float
+    success_interval: tuple[float, float]
+    mean_return: float
+    mean_length: float
+    delay: int = 0
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A process that went on with a training, from this update."""
+
+    update: int
+    command: str
+    commit: str
+    date: str
+    machine: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training took so far, and where it was run."""
+
+    cpu_s: float
+    time_s: float
+    command: str
+    commit: str
+    date: str
+    machine: str
+    resumed: tuple[Resumed, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Description:
+    """expert.json, and run.json."""
+
+    format: str
+    config: ExpertConfig
+    update: int
+    observation: int
+    used: tuple[bool, ...]
+    evaluation: Played | None
+    training: Training
+    files: dict[str, Seal]
+
+    def __post_init__(self) -> None:
+        check_bounds(self, 0, 10**9, "update")
+        check_bounds(self, 1, 10**6, "observation")
+        if not 0 < len(self.used) <= 1000:
+            raise ValueError(f"used must say of each number of an action whether it moves, got {len(self.used)}")
 
 
 @dataclass(frozen=True)
@@ -50,10 +114,13 @@ class ExpertCheckpoint:
     """Numbers in an observation."""
     used: tuple[bool, ...]
     """Which numbers of an action do anything in this level."""
-    evaluation: dict[str, Any]
-    """Success of the deterministic policy, with its interval."""
-    training: dict[str, Any]
-    """CPU seconds so far, command, commit, machine."""
+    evaluation: dict[str, Any] | None
+    """Success of the deterministic policy, with its interval: the fields of `Played`. None where the training was
+    stopped at this update."""
+    training: Training
+    files: dict[str, Seal] = field(default_factory=dict)
+    sealed: bool = True
+    """False for one of an earlier robostack, which wrote no hashes: its files are read as they are."""
 
     @staticmethod
     def read(path: str | Path) -> ExpertCheckpoint:
@@ -62,44 +129,36 @@ class ExpertCheckpoint:
         Raises ExpertError where there is none or it is damaged.
         """
         folder = newest(Path(path))
-        try:
-            values = json.loads((folder / "expert.json").read_text())
-            if values["format"] != FORMAT:
-                raise ExpertError(f"{folder}: expected format {FORMAT!r}, got {values['format']!r}")
-            return ExpertCheckpoint(
-                folder,
-                from_json(ExpertConfig, values["config"]),
-                values["update"],
-                values["observation"],
-                tuple(values["used"]),
-                values["evaluation"],
-                values["training"],
-            )
-        except ExpertError:
-            raise
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            line = " ".join(str(error).split())
-            raise ExpertError(f"{folder}/expert.json is not whole ({line}): use another checkpoint") from error
+        checkpoint = _read(folder, folder / "expert.json")
+        if checkpoint.sealed and not checkpoint.files:
+            raise ExpertError(f"{folder}/expert.json is not whole (it says no hash of a file): use another checkpoint")
+        return checkpoint
+
+    @staticmethod
+    def read_start(run: Path) -> ExpertCheckpoint | None:
+        """A run as it began, without weights; None where there is no such run."""
+        return _read(run, run / RUN_FILE) if (run / RUN_FILE).exists() else None
 
     def save(self, learner: Learner) -> None:
-        """Writes the checkpoint, all or nothing."""
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        acting, rest = _split(learner)
-        save_file(tensors_of(acting), partial / "expert.safetensors")
-        save_file(tensors_of(rest), partial / "training.safetensors")
-        description = {
-            "format": FORMAT,
-            "config": to_json(self.config),
-            "update": self.update,
-            "observation": self.observation,
-            "used": list(self.used),
-            "evaluation": self.evaluation,
-            "training": self.training,
-        }
-        (partial / "expert.json").write_text(json.dumps(description, indent=1) + "\n")
-        os.replace(partial, self.path)
+        """Writes the checkpoint, all or nothing. Raises ExpertError for weights that are none."""
+        acting, rest = (tensors_of(part) for part in _split(learner))
+        if told := _what_is_no_weight(acting):
+            raise ExpertError(f"the policy is no longer sound after update {self.update}: {told}")
+        with whole_folder(self.path) as folder:
+            files = {}
+            for name, tensors in (("expert", acting), ("training", rest)):
+                file = folder / f"{name}.safetensors"
+                save_file(tensors, file)
+                files[file.name] = Seal.of(file)
+            (folder / "expert.json").write_text(replace(self, files=files)._describe())
+
+    def save_start(self, run: Path) -> None:
+        """Writes what `read_start` reads."""
+        write_file(run / RUN_FILE, self._describe())
+
+    def save_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Says what a checkpoint reaches that was made when its training was stopped."""
+        write_file(self.path / "expert.json", replace(self, evaluation=evaluation)._describe())
 
     def acting(self) -> tuple[ActorCritic, Statistics]:
         """The network and its statistics. Raises ExpertError where the file does not hold exactly these."""
@@ -110,24 +169,68 @@ class ExpertCheckpoint:
             network = ActorCritic.initial(key, self.observation, len(self.used), ppo.widths, ppo.deviation)
             return network, Statistics.initial(self.observation)
 
-        return read_tensors(self.path / "expert.safetensors", jax.eval_shape(empty))
+        return self._tensors("expert", jax.eval_shape(empty))
 
     def learner(self, like: Learner) -> Learner:
         """The whole state of training; `like` says of which shapes. Raises ExpertError where something differs."""
         acting, rest = _split(like)
-        acting = read_tensors(self.path / "expert.safetensors", acting)
-        rest = read_tensors(self.path / "training.safetensors", rest)
+        acting = self._tensors("expert", acting)
+        rest = self._tensors("training", rest)
         return Learner(network=acting[0], statistics=acting[1], **rest)
+
+    def _tensors(self, name: str, like: Any) -> Any:
+        file = self.path / f"{name}.safetensors"
+        if self.sealed and file.name not in self.files:
+            raise ExpertError(f"{file} cannot be read (expert.json says no hash of it): use another checkpoint")
+        found = read_tensors(file, like, self.files.get(file.name))
+        if name == "expert" and (told := _what_is_no_weight(tensors_of(found))):
+            raise ExpertError(f"{file}: {told}: use another checkpoint")
+        return found
+
+    def _describe(self) -> str:
+        played = None if self.evaluation is None else from_json(Played, to_json(self.evaluation))
+        whole = _Description(
+            FORMAT, self.config, self.update, self.observation, self.used, played, self.training, self.files
+        )
+        return json.dumps(to_json(whole), indent=1) + "\n"
+
+
+def _read(folder: Path, file: Path) -> ExpertCheckpoint:
+    try:
+        values = read_json(file, LARGEST_DESCRIPTION)
+        if not isinstance(values, dict):
+            raise ValueError(f"expected an object, got {type(values).__name__}")
+        if earlier := values.get("format") == EARLIER:
+            values = {**values, "files": {}, "training": {**dict(values["training"]), "resumed": []}}
+        elif values.get("format") != FORMAT:
+            got = one_line(ValueError(repr(values.get("format"))), 60)
+            raise ExpertError(f"{folder}: expected format {FORMAT!r}, got {got}")
+        read = from_json(_Description, values)
+    except ExpertError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ExpertError(f"{file} is not whole ({one_line(error)}): use another checkpoint") from error
+    played = None if read.evaluation is None else to_json(read.evaluation)
+    return ExpertCheckpoint(
+        folder, read.config, read.update, read.observation, read.used, played, read.training, read.files, not earlier
+    )
 
 
 def newest(path: Path) -> Path:
     """The checkpoint folder at `path`: itself, or the one after most updates under `path`/checkpoints."""
-    if (path / "expert.json").is_file():
-        return path
-    found = sorted(path.glob("checkpoints/update-*/expert.json"))
-    if not found:
-        raise ExpertError(f"no expert at {path}: expected a run of `robostack expert` or one of its checkpoints")
-    return found[-1].parent
+    if found := newest_checkpoint(path, "update-*", "expert.json"):
+        return found
+    if (path / RUN_FILE).exists():
+        raise ExpertError(
+            f"no expert at {path} yet: its training was stopped before the first checkpoint; {resume_command(path)} "
+            "goes on"
+        )
+    raise ExpertError(f"no expert at {path}: expected a run of `robostack expert` or one of its checkpoints")
+
+
+def resume_command(run: Path) -> str:
+    """As it can be typed."""
+    return f"robostack expert --resume {shlex.quote(str(run))}"
 
 
 def tensors_of(tree: Any) -> dict[str, np.ndarray]:
@@ -136,29 +239,34 @@ def tensors_of(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
 
 
-def read_tensors(file: Path, like: Any) -> Any:
+def read_tensors(file: Path, like: Any, seal: Seal | None) -> Any:
     """The structure `like` with the arrays of a file.
 
     Raises:
-        ExpertError: the file cannot be read, or an array is missing, left over, or of another shape or type.
+        ExpertError: the file cannot be read, is not the one of the seal, or an array is missing, left over, or of
+            another shape or type.
     """
-    try:
-        tensors: Mapping[str, np.ndarray] = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ExpertError(f"{file} cannot be read ({error}): use another checkpoint") from error
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     expected = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
-    problems = [f"{name} missing" for name in expected if name not in tensors]
-    problems += [f"{name} unknown" for name in tensors if name not in expected]
-    problems += [
-        f"{name} is {tensors[name].dtype} {tensors[name].shape}, expected {leaf.dtype} {leaf.shape}"
-        for name, leaf in expected.items()
-        if name in tensors and (tensors[name].shape != leaf.shape or tensors[name].dtype != leaf.dtype)
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ExpertError(f"{file} does not fit: {'; '.join(problems[:3])}{more}: use another checkpoint")
+    try:
+        kinds = {name: Kind(str(leaf.dtype), tuple(leaf.shape)) for name, leaf in expected.items()}
+        if told := differences(kinds, read_kinds(file)):
+            raise ExpertError(f"{file} does not fit: {told}: use another checkpoint")
+        if seal is not None:
+            seal.check(file)
+        tensors = load_file(file)
+    except ExpertError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ExpertError(f"{file} cannot be read ({one_line(error)}): use another checkpoint") from error
     return jax.tree.unflatten(structure, [jnp.asarray(tensors[name]) for name in expected])
+
+
+def _what_is_no_weight(tensors: dict[str, np.ndarray]) -> str:
+    for name, values in tensors.items():
+        if values.dtype.kind == "f" and not (np.abs(values) <= LARGEST_WEIGHT).all():
+            return f"{name} holds {values.flat[np.argmax(~(np.abs(values) <= LARGEST_WEIGHT))]:.3g}"
+    return ""
 
 
 def _split(learner: Learner) -> tuple[tuple[ActorCritic, Statistics], dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium as gym
 
 from robostack import envs
+from robostack.common.numbers import check_bounds
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,14 @@ class PpoConfig:
     """After so many steps an episode is cut off, and its rest estimated by the critic."""
 
     def __post_init__(self) -> None:
-        for name in ("worlds", "steps", "epochs", "minibatches", "max_episode_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_bounds(self, 1, 10**6, "worlds", "steps", "epochs", "minibatches", "max_episode_steps")
         if self.worlds * self.steps % self.minibatches:
             raise ValueError(
                 f"worlds × steps must be a multiple of minibatches, got {self.worlds} × {self.steps} and "
                 f"{self.minibatches}"
             )
-        if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths must be at least 1, got {self.widths}")
+        if not 0 < len(self.widths) <= 64 or not all(1 <= width <= 100_000 for width in self.widths):
+            raise ValueError(f"widths must be at least 1, got {str(self.widths)[:60]}")
         for name in ("deviation", "learning_rate", "clip", "gradient_clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -80,7 +79,7 @@ class ExpertConfig:
     env: str
     """Environment without a scripted expert, such as kinetix-s-h6_unicycle_right."""
     out: Path
-    """Folder of the run; must not exist yet."""
+    """Folder of the run; must not exist yet, or be empty."""
     seed: int = 0
     updates: int = 128
     """Updates of the policy, each from worlds × steps environment steps."""
@@ -95,11 +94,11 @@ class ExpertConfig:
     ppo: PpoConfig = field(default_factory=PpoConfig)
 
     def __post_init__(self) -> None:
-        for name in ("updates", "first_checkpoint", "evaluation_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_bounds(self, 1, 10**9, "updates", "first_checkpoint")
+        check_bounds(self, 1, 10**6, "evaluation_episodes")
+        check_bounds(self, 0, 2**31 - 1 - 4_000_000, "seed")
+        check_bounds(self, 0.0, 1e9, "action_noise")
+        check_bounds(self, -1e9, 1e9, "dense_reward_scale")
 
     def is_checkpoint(self, update: int) -> bool:
         """Whether a checkpoint is made after `update` updates."""

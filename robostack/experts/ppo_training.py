@@ -1,31 +1,45 @@
 """The training of an expert: updates, a log, checkpoints of several qualities, and going on where it stopped.
 
 What an update does follows from the state of training alone, all of which is in a checkpoint: a resumed run goes on
-bit for bit.
+bit for bit. A run has its folder as soon as its first update is found sound, and can be resumed from then on.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from robostack.common import log
+from robostack.common.files import refuse_taken, room_needed, whole_folder
+from robostack.common.interrupt import held_back, saying
+from robostack.common.log import LOG_FILE, Log
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.envs.kinetix.levels import load_level
 from robostack.envs.kinetix.simulation import Simulation
 from robostack.experts.ppo import Learner, Metrics, Start, update_program
-from robostack.experts.ppo_checkpoint import ExpertCheckpoint, ExpertError
+from robostack.experts.ppo_checkpoint import (
+    RUN_FILE,
+    ExpertCheckpoint,
+    ExpertError,
+    Resumed,
+    Training,
+    resume_command,
+)
 from robostack.experts.ppo_config import ExpertConfig, level_of
 from robostack.experts.ppo_expert import Acting, play, used_controls
 from robostack.provenance import describe_run
 
-LOG_FILE = "log.jsonl"
+__all__ = ["LOG_FILE", "Report", "read_log", "resume", "train", "world_of"]
+
 EVALUATION_SEED = 4_000_000
 """Added to the seed of training: the noise of evaluation episodes."""
 
@@ -68,14 +82,18 @@ def train(
         stage: is told, with the number of updates made, what else takes a while: compiling, evaluating.
 
     Raises:
-        FileExistsError: `config.out` exists.
+        FileExistsError: `config.out` is taken.
         ValueError: the environment is unknown, has a scripted expert, or nothing in it can be moved.
         RuntimeError: the policy is no longer finite.
+        DiskFullError, Interrupted: they say what is kept and how to go on.
     """
-    if config.out.exists():
-        raise FileExistsError(f"{config.out} already exists: choose another folder, or continue it with --resume")
+    resumable = (config.out / RUN_FILE).exists() or (config.out / "checkpoints").exists()
+    go_on = f"{resume_command(config.out)} goes on with it, or choose another folder"
+    refuse_taken(config.out, go_on if resumable else "choose another folder, or remove it first")
     level_of(config.env)
-    return _run(config, None, report, stage)
+    now = describe_run()
+    training = Training(0.0, 0.0, now["command"], now["commit"], now["date"], now["machine"])
+    return _run(config, None, training, report, stage)
 
 
 def resume(
@@ -83,26 +101,23 @@ def resume(
     report: Callable[[Report], None] = lambda _: None,
     stage: Callable[[int, str], None] = lambda *_: None,
 ) -> Path:
-    """Continues the run in a folder from its last checkpoint, with its own settings; see `train`.
+    """Continues the run in a folder from its last checkpoint, or its start where there is none, with its own settings;
+    see `train`.
 
-    Raises ExpertError where there is no checkpoint or it is damaged, and as `train`.
+    Raises ExpertError where there is no run or its checkpoint is damaged, and as `train`.
     """
-    checkpoint = ExpertCheckpoint.read(run)
-    if checkpoint.path == run:
+    begun = None if any(run.glob("checkpoints/update-*/expert.json")) else ExpertCheckpoint.read_start(run)
+    checkpoint = begun or ExpertCheckpoint.read(run)
+    if checkpoint.path == run and begun is None:
         raise ExpertError(f"{run} is a checkpoint: name the folder of its run")
-    return _run(replace(checkpoint.config, out=run), checkpoint, report, stage)
+    resumed = (*checkpoint.training.resumed, Resumed(checkpoint.update, **describe_run()))
+    training = replace(checkpoint.training, resumed=resumed)
+    return _run(replace(checkpoint.config, out=run), None if begun else checkpoint, training, report, stage)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The reports of a run, oldest first. A line cut short by a kill is dropped, with those after it."""
-    path = run / LOG_FILE
-    reports = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            reports.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return reports
+    """The reports of a run, oldest first; see `robostack.common.log.read_log`."""
+    return log.read_log(run, Report)
 
 
 def world_of(config: ExpertConfig) -> tuple[Simulation, Start]:
@@ -118,31 +133,43 @@ def world_of(config: ExpertConfig) -> tuple[Simulation, Start]:
 def _run(
     config: ExpertConfig,
     begun: ExpertCheckpoint | None,
+    training: Training,
     report: Callable[[Report], None],
     stage: Callable[[int, str], None],
 ) -> Path:
     world, start = world_of(config)
-    learner, update, kept = Learner.initial(world, start, config.ppo, config.seed), 0, []
+    make = partial(Learner.initial, world, start, config.ppo, config.seed)
+    # Of a checkpoint, what its files hold is compared before memory is taken for what its settings say.
+    learner, update, kept = (
+        (make(), 0, []) if begun is None else (begun.learner(jax.eval_shape(make)), begun.update, [])
+    )
     if begun is not None:
-        learner, update = begun.learner(learner), begun.update
         kept = [line for line in read_log(config.out) if line["update"] <= update]
+    run = _Run(config, world, start, training, learner, update)
+    if begun is not None and begun.evaluation is None and config.is_checkpoint(update):
+        stage(update, "evaluating")  # it was stopped before that
+        begun.save_evaluation(run.evaluate())
     stage(update, "compiling")
     program = update_program(world, config.ppo).lower(start, learner, jnp.float32(0)).compile()
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / LOG_FILE).write_text("".join(json.dumps(line) + "\n" for line in kept))
     cpu_s, time_s = (kept[-1]["cpu_s"], kept[-1]["time_s"]) if kept else (0.0, 0.0)
-    training = describe_run()
-    with (config.out / LOG_FILE).open("a") as log:
-        while update < config.updates:
+    with ExitStack() as opened, saying(run.keep), held_back() as let_through:
+        lines = None
+        while run.update < config.updates:
+            let_through()
             cpu_then, then = time.process_time(), time.perf_counter()
-            learning_rate = config.ppo.learning_rate * (1 - update / config.updates)
-            learner, metrics = program(start, learner, jnp.float32(learning_rate))
+            learning_rate = config.ppo.learning_rate * (1 - run.update / config.updates)
+            learner, metrics = program(start, run.learner, jnp.float32(learning_rate))
             metrics = Metrics(*(float(value) for value in metrics))
             cpu_s += time.process_time() - cpu_then
             time_s += (taken := time.perf_counter() - then)
-            update += 1
+            update = run.update + 1
             if not all(math.isfinite(value) for value in (metrics.entropy, metrics.value_loss, metrics.kl)):
-                raise RuntimeError(f"the policy is not finite after update {update}: try a smaller learning rate")
+                raise RuntimeError(
+                    f"the policy is not finite after update {update}: {run.kept()}; try a smaller learning rate"
+                )
+            if lines is None:  # now the settings are known to work
+                lines = opened.enter_context(run.begin(kept))
+            run.advance(learner, update, cpu_s, time_s)
             done = Report(
                 update,
                 config.updates,
@@ -161,27 +188,84 @@ def _run(
                 cpu_s=cpu_s,
                 time_s=time_s,
             )
-            log.write(json.dumps(asdict(done)) + "\n")
-            log.flush()
+            with run.room(LOG_FILE):
+                lines.write(done)
             report(done)
             if config.is_checkpoint(update):
                 stage(update, "evaluating")
-                _checkpoint(config, update, world, start, learner, {"cpu_s": cpu_s, "time_s": time_s, **training})
+                run.save(run.evaluate())
     return config.out
 
 
-def _checkpoint(
-    config: ExpertConfig, update: int, world: Simulation, start: Start, learner: Learner, training: dict[str, Any]
-) -> None:
-    """Evaluates and saves."""
-    folder = config.out / "checkpoints" / f"update-{update:08d}"
-    if folder.exists():
-        return
-    acting, ppo = Acting(learner.network, learner.statistics, start.used), config.ppo
-    seed = EVALUATION_SEED + config.seed
-    evaluation = play(world, start, acting, config.evaluation_episodes, ppo.max_episode_steps, seed)
-    observation, used = learner.statistics.mean.shape[0], tuple(start.used.tolist())
-    ExpertCheckpoint(folder, config, update, observation, used, evaluation, training).save(learner)
+@dataclass
+class _Run:
+    """The state of a training, its folder, and what is said of that when it is stopped."""
+
+    config: ExpertConfig
+    world: Simulation
+    start: Start
+    training: Training
+    learner: Learner
+    update: int
+    saved: int = field(init=False)
+    """Update of the last checkpoint; 0 where there is none."""
+
+    def __post_init__(self) -> None:
+        self.saved = self.update
+
+    def advance(self, learner: Learner, update: int, cpu_s: float, time_s: float) -> None:
+        training = replace(self.training, cpu_s=cpu_s, time_s=time_s)
+        self.learner, self.update, self.training = learner, update, training
+
+    def evaluate(self) -> dict[str, Any]:
+        """How often the best action solves the level."""
+        acting = Acting(self.learner.network, self.learner.statistics, self.start.used)
+        steps, seed = self.config.ppo.max_episode_steps, EVALUATION_SEED + self.config.seed
+        return play(self.world, self.start, acting, self.config.evaluation_episodes, steps, seed)
+
+    def begin(self, kept: list[dict[str, Any]]) -> Log:
+        """Makes the folder where there is none yet, and opens its log."""
+        out = self.config.out
+        with self.room(RUN_FILE):
+            if not out.exists():
+                with whole_folder(out) as folder:
+                    self._checkpoint(out, None).save_start(folder)
+            elif not self.saved and not (out / RUN_FILE).exists():
+                self._checkpoint(out, None).save_start(out)
+            return Log(out, kept)
+
+    def save(self, evaluation: dict[str, Any] | None) -> None:
+        """A checkpoint of the state as it is, unless there is one."""
+        folder = self.config.out / "checkpoints" / f"update-{self.update:08d}"
+        if self.update != self.saved and not folder.exists():
+            try:
+                with self.room(f"checkpoints/{folder.name}"):
+                    self._checkpoint(folder, evaluation).save(self.learner)
+            except ExpertError as error:
+                raise RuntimeError(f"{error}: {self.kept()}; try a smaller learning rate") from error
+        self.saved = self.update
+
+    def keep(self) -> str:
+        """Saves what is there between two updates; says what is kept and how to go on."""
+        if self.update:
+            self.save(None)
+        return self.kept()
+
+    def kept(self) -> str:
+        out = self.config.out
+        if self.saved:
+            return f"{out}/checkpoints/update-{self.saved:08d} is kept, and {resume_command(out)} goes on"
+        if (out / RUN_FILE).exists():
+            return f"no checkpoint was made yet; {resume_command(out)} starts from update 0"
+        return "nothing was begun"
+
+    def room(self, name: str) -> AbstractContextManager[None]:
+        """Turns a full disk into what is kept and how to go on."""
+        return room_needed(self.config.out / name, f"{self.kept()}; make room first")
+
+    def _checkpoint(self, folder: Path, evaluation: dict[str, Any] | None) -> ExpertCheckpoint:
+        observation, used = self.learner.statistics.mean.shape[0], tuple(self.start.used.tolist())
+        return ExpertCheckpoint(folder, self.config, self.update, observation, used, evaluation, self.training)
 
 
 def _known(value: float) -> float | None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from robostack.common.files import check_regular, read_json, whole_folder, write_file
 from robostack.common.numbers import check_bounds
-from robostack.common.tensors import Kind, Seal, differences, read_kinds
+from robostack.common.tensors import Kind, Seal, differences, newest_checkpoint, read_kinds
 from robostack.common.text import one_line
 from robostack.policies.act import Act, ActConfig
 from robostack.policies.decision_transformer import DecisionTransformer, DecisionTransformerConfig
@@ -271,11 +271,8 @@ def _brought_up(values: dict[str, Any]) -> dict[str, Any]:
 
 def newest(path: Path) -> Path:
     """The checkpoint folder at `path`: itself, or the one with the highest step under `path`/checkpoints."""
-    if (path / "checkpoint.json").is_file():
-        return path
-    found = sorted(path.glob("checkpoints/step-*/checkpoint.json"))
-    if found:
-        return found[-1].parent
+    if found := newest_checkpoint(path, "step-*", "checkpoint.json"):
+        return found
     if (path / RUN_FILE).exists():
         raise CheckpointError(
             f"no checkpoint at {path} yet: its training was stopped before the first; {resume_command(path)} goes on"

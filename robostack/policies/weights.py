@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from robostack.common.tensors import Kind, differences
+from robostack.common.tensors import LARGEST_WEIGHT, Kind, differences
 
-LARGEST_WEIGHT = 1e8
-"""Beyond this a weight is no weight: neighbouring float32 numbers lie 8 apart, and products of a few overflow."""
 OVERHEAD = 1024
 """Bytes that a tensor of a module takes in Python, roughly; so many empty ones have a size too."""
 

@@ -1,10 +1,16 @@
 """PPO: its formulas against plain numpy, and experts that learn, resume, load and act as they should."""
 
+import dataclasses
 import json
+import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +19,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from robostack.cli import main
+from robostack.common.interrupt import Interrupted
 from robostack.envs.kinetix.levels import load_level
 from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, Transition
+from robostack.experts import ppo_training
 from robostack.experts.actor_critic import ActorCritic, Statistics
 from robostack.experts.ppo import Learner, Start, advantage, surrogate_loss, update_program
 from robostack.experts.ppo_checkpoint import ExpertCheckpoint, ExpertError, newest
 from robostack.experts.ppo_config import ExpertConfig, PpoConfig
 from robostack.experts.ppo_expert import Acting, PpoExpert, play, used_controls
-from robostack.experts.ppo_training import read_log, resume, train
+from robostack.experts.ppo_training import Report, read_log, resume, train
 
 ENV = "kinetix-s-h6_unicycle_right"
 TINY = PpoConfig(worlds=8, steps=8, epochs=2, minibatches=2, widths=(16,), max_episode_steps=12, normalise=True)
@@ -188,6 +196,7 @@ def test_a_level_is_moved_by_what_is_bound_in_it() -> None:
 def test_a_run_leaves_checkpoints_with_what_they_reach(run: Path) -> None:
     assert [path.name[-2:] for path in sorted(run.glob("checkpoints/*"))] == ["01", "02", "04"]
     checkpoint = ExpertCheckpoint.read(run)
+    assert checkpoint.evaluation is not None
     assert checkpoint.update == 4 and checkpoint.evaluation["episodes"] == 8
     low, high = checkpoint.evaluation["success_interval"]
     assert low <= checkpoint.evaluation["success"] <= high
@@ -242,6 +251,173 @@ def test_wrong_observations_are_told(run: Path) -> None:
         expert.act({"observation.state": np.zeros((2, 247))})
 
 
+def same(one: Path, other: Path) -> bool:
+    """Equal state after the last update, and equal reports but for their times."""
+    timings = ("steps_per_s", "cpu_s", "time_s")
+    logs = [
+        [{key: value for key, value in line.items() if key not in timings} for line in read_log(folder)]
+        for folder in (one, other)
+    ]
+    files = ("expert.safetensors", "training.safetensors")
+    return logs[0] == logs[1] and all(
+        (newest(one) / file).read_bytes() == (newest(other) / file).read_bytes() for file in files
+    )
+
+
+@pytest.mark.parametrize(("number", "update"), [(signal.SIGINT, 3), (signal.SIGTERM, 1)])
+def test_an_interrupt_leaves_a_checkpoint_that_goes_on_bit_for_bit(
+    run: Path, tmp_path: Path, number: int, update: int
+) -> None:
+    def stop(report: Report) -> None:
+        if report.update == update:
+            os.kill(os.getpid(), number)
+
+    told = dataclasses.replace(config(tmp_path / "run"), first_checkpoint=2)
+    with pytest.raises(Interrupted) as stopped:
+        train(told, stop)
+    assert f"update-{update:08d} is kept, and robostack expert --resume {told.out} goes on" in str(stopped.value)
+    assert ExpertCheckpoint.read(told.out).evaluation is None
+    with pytest.raises(FileExistsError, match=f"robostack expert --resume {told.out} goes on"):
+        train(told)
+    resume(told.out)
+    assert same(told.out, run)
+    last = ExpertCheckpoint.read(told.out)
+    assert last.evaluation == ExpertCheckpoint.read(run).evaluation
+    assert [one.update for one in last.training.resumed] == [update]
+
+
+def test_a_run_without_a_checkpoint_starts_from_update_0(run: Path, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(report: Report) -> None:
+        raise Killed
+
+    told = dataclasses.replace(config(tmp_path / "run"), first_checkpoint=4)
+    with pytest.raises(Killed):
+        train(told, kill)
+    with pytest.raises(
+        ExpertError, match=f"no expert at {told.out} yet.* robostack expert --resume {told.out} goes on"
+    ):
+        ExpertCheckpoint.read(told.out)
+    resume(told.out)
+    assert same(told.out, run)
+
+
+def test_an_evaluation_that_was_stopped_is_made_up_for(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    file = newest(tmp_path / "run") / "expert.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "evaluation": None}))
+    resume(tmp_path / "run")
+    assert ExpertCheckpoint.read(tmp_path / "run").evaluation == ExpertCheckpoint.read(run).evaluation
+
+
+def test_a_policy_that_is_not_finite_is_not_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the figures of its update are."""
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(newest(tmp_path / "run"))
+    updated = ppo_training.update_program
+
+    class Poisoned:
+        def __init__(self, program: Any) -> None:
+            self.program = program
+
+        def lower(self, *arguments: Any) -> Any:
+            return self
+
+        def compile(self) -> Any:
+            return self
+
+        def __call__(self, *arguments: Any) -> Any:
+            learner, metrics = self.program(*arguments)
+            network = learner.network._replace(log_deviation=learner.network.log_deviation * jnp.float32(jnp.nan))
+            return learner._replace(network=network), metrics
+
+    monkeypatch.setattr(ppo_training, "update_program", lambda *told: Poisoned(updated(*told)))
+    with pytest.raises(RuntimeError, match=r"update-00000002 is kept.*smaller learning rate"):
+        resume(tmp_path / "run")
+    assert newest(tmp_path / "run").name == "update-00000002"
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
+    """In a process whose files may not grow beyond a size: a log that has grown so far already."""
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(newest(tmp_path / "run"))
+    largest = max(file.stat().st_size for file in newest(run).iterdir())
+    for limit, kept in ((largest - 1, "update-00000002 is kept"), (200, "update-00000002 is kept")):
+        done = subprocess.run(
+            [sys.executable, "-c", "from robostack.cli import main; raise SystemExit(main())", "expert", "--resume",
+             str(tmp_path / "run")],
+            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+            capture_output=True, text=True,
+        )  # fmt: skip
+        lines = [line for line in done.stderr.splitlines() if "disk is full" in line or "Traceback" in line]
+        assert done.returncode == 1 and len(lines) == 1, done.stderr
+        assert kept in lines[0] and f"robostack expert --resume {tmp_path / 'run'}" in lines[0]
+        assert newest(tmp_path / "run").name == "update-00000002"
+        assert not list((tmp_path / "run").rglob("*.partial"))
+    resume(tmp_path / "run")
+    assert same(tmp_path / "run", run)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("config", "ppo", "widths"), [10**9]),
+        (("config", "ppo", "worlds"), 10**9),
+        (("config", "ppo", "worlds"), 10**6),
+        (("config", "ppo", "learning_rate"), float("nan")),
+        (("observation",), 10**12),
+        (("observation",), "140"),
+        (("used",), [1] * 6),
+        (("used",), [True] * 7),
+        (("update",), -1),
+        (("evaluation", "success"), "all"),
+        (("evaluation",), []),
+        (("training",), None),
+        (("training", "cpu_s"), float("inf")),
+        (("files",), {}),
+        (("files", "expert.safetensors", "sha256"), "0" * 64),
+    ],
+)
+def test_what_cannot_be_is_refused(run: Path, tmp_path: Path, path: tuple[str, ...], value: Any) -> None:
+    folder = tmp_path / "run" / "checkpoints" / "update-00000004"
+    shutil.copytree(newest(run), folder)
+    values = json.loads((folder / "expert.json").read_text())
+    place = values
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (folder / "expert.json").write_text(json.dumps(values))
+    with pytest.raises(ExpertError) as told:
+        PpoExpert.load(folder)
+        resume(tmp_path / "run")
+    assert "\n" not in str(told.value) and len(str(told.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["expert.safetensors", "training.safetensors", "expert.json"])
+@pytest.mark.parametrize("damage", ["zeros", "pipe", "device", "short", "huge"])
+def test_a_file_that_is_not_what_was_written_is_refused(run: Path, tmp_path: Path, name: str, damage: str) -> None:
+    folder = tmp_path / "run" / "checkpoints" / "update-00000004"
+    shutil.copytree(newest(run), folder)
+    file = folder / name
+    data = file.read_bytes()
+    match damage:
+        case "zeros":
+            file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+        case "short":
+            file.write_bytes(data[:-3])
+        case "huge":
+            os.truncate(file, 1 << 32)
+        case "pipe" | "device":
+            file.unlink()
+            os.mkfifo(file) if damage == "pipe" else file.symlink_to("/dev/zero")
+    with pytest.raises(ExpertError) as told:
+        PpoExpert.load(folder)
+        resume(tmp_path / "run")
+    assert "\n" not in str(told.value)
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(newest(run), folder)
@@ -250,7 +426,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(run: Path, tmp_path: Path) ->
     for tensors, told in (
         ({key: value for key, value in whole.items() if key != name}, f"{name} missing"),
         ({**whole, "more": np.zeros(1)}, "more unknown"),
-        ({**whole, name: whole[name][1:]}, f"{name} is float32 (139, 16), expected float32 (140, 16)"),
+        ({**whole, name: whole[name][1:]}, f"{name} is (139, 16), expected (140, 16)"),
         ({**whole, name: whole[name].astype(np.float64)}, f"{name} is float64 (140, 16), expected float32 (140, 16)"),
     ):
         save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / "expert.safetensors")
@@ -272,7 +448,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(run: Path, tmp_path: Path) ->
     [
         (["--env", "aloha-insertion", "--out", "new"], "has a scripted expert"),
         (["--env", "kinetix-s-h6_unicycle", "--out", "new"], "unknown environment"),
-        (["--env", ENV, "--out", "."], "already exists"),
         (["--env", "kinetix:nowhere.json", "--out", "new"], "does not exist"),
         (["--resume", "nowhere"], "no expert at nowhere"),
         (["--resume", "nowhere", "--updates", "3"], "nothing else"),
