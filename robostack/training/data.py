@@ -14,6 +14,7 @@ from robostack.datasets.convert import ConvertConfig, Progress, convert
 from robostack.datasets.episodes import DataError
 from robostack.datasets.formats import detect
 from robostack.datasets.store import EpisodeStore
+from robostack.datasets.timing import check_times, resolves
 from robostack.training.config import TrainConfig
 
 SOURCE_FILE = "source.json"
@@ -23,9 +24,29 @@ SOURCE_FILE = "source.json"
 def open_stores(train: TrainConfig, report: Callable[[Progress], None] = lambda _: None) -> list[EpisodeStore]:
     """The data sets of a run; `report` is told how far a conversion is.
 
-    Raises DataError where there is none, or one in another format and no conversion is asked for; and as `convert`.
+    Raises DataError where there is none, or one in another format and no conversion is asked for, or where recorded
+    times do not keep the rate; and as `convert`.
     """
-    return [EpisodeStore(_own(path, train.convert, report)) for path in train.data]
+    stores = [EpisodeStore(_own(path, train.convert, report)) for path in train.data]
+    for store in stores:
+        _check_times(store)
+    return stores
+
+
+def _check_times(store: EpisodeStore) -> None:
+    """Holds what a store records of its frames' times to the bound of conversion and inspection: windows are cut by
+    counting frames."""
+    if "timestamp" not in store.features or store.features["timestamp"].entries != 1:
+        return
+    bounds = zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True)
+    for episode, (start, end) in enumerate(bounds):
+        times = store.read("timestamp", start, end).reshape(-1)
+        if not resolves(times, store.fps):
+            continue
+        try:
+            check_times(times, store.fps)
+        except DataError as error:
+            raise DataError(f"{store.path}, episode {episode}: {error}") from error
 
 
 def _own(path: Path, converted: bool, report: Callable[[Progress], None]) -> Path:
