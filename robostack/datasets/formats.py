@@ -311,10 +311,11 @@ def _is_diffusion_policy(path: Path) -> bool:
     ends = ("meta/episode_ends/.zarray", "meta/episode_ends/zarr.json")
     if path.is_dir():
         return any((path / name).is_file() for name in ends)
-    if not zipfile.is_zipfile(path):
-        return path.suffix == ".zip"  # cut short: its reader says so
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith(ends) for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(ends) for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, UnicodeError):
+        return path.suffix == ".zip"  # cut short or damaged: its reader says so
 
 
 def _read_diffusion_policy(path: Path) -> EpisodeReader:

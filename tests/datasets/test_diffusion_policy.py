@@ -88,9 +88,12 @@ def test_a_zip_file_reads_as_its_folder(tmp_path: Path) -> None:
     assert one.features == other.features
     assert all(np.array_equal(read, rows(other, 1)[key]) for key, read in rows(one, 1).items())
     file = tmp_path / "data.zarr.zip"
-    file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(DataError, match="not a whole zip file"):
-        DiffusionPolicyReader(file)
+    whole = file.read_bytes()
+    directory = whole.rfind(b"PK\1\2")
+    for damaged in (whole[:2000], whole[:directory] + b"xx" + whole[directory + 2 :], b"PK"):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match="not a whole zip file"):
+            open_reader(file)
 
 
 def pack(path: Path) -> None:
