@@ -51,7 +51,7 @@ from robostack.datasets.formats import (
     resume_writer,
 )
 from robostack.datasets.store import EpisodeStore
-from robostack.datasets.timing import check_times, resolves
+from robostack.datasets.timing import LARGEST_DEVIATION, check_times, deviation, resolves
 from robostack.datasets.verification import LOSSY_BOUND, VerificationError
 from robostack.datasets.verification import verify as _verify
 from robostack.extras import require_extra
@@ -137,7 +137,7 @@ def convert(config: ConvertConfig, report: Callable[[Progress], None] = lambda _
     """
     job = _plan(config)
     try:
-        with saying(job.kept), room_needed(lambda: Path(job.where), "make room and run the same command again"):
+        with saying(job.kept), room_needed(lambda: Path(job.where), job.after_room):
             return _run(job, report)
     except Exception:
         if job.begun and not job.written:
@@ -173,6 +173,11 @@ class _Job:
         """What of it a user still has."""
         return f"{self.written} converted episodes are kept in {self.partial}: the same command goes on"
 
+    def after_room(self) -> str:
+        """What to do when the disk was full."""
+        kept = f"; {self.written} converted episodes are kept in {self.partial}" if self.written else ""
+        return f"make room and run the same command again{kept}"
+
     @property
     def recording(self) -> Recording:
         """What the result is told before its first episode."""
@@ -190,8 +195,8 @@ class _Job:
         whole = self.reader.read_episode(episode)
         columns = {key: self._as_wanted(key, column, episode) for key, column in whole.columns.items()}
         times = columns.get("timestamp")
-        if isinstance(times, np.ndarray) and self.fps and np.isfinite(times).all() and resolves(times, self.fps):
-            check_times(times.reshape(-1), self.fps)
+        if isinstance(times, np.ndarray) and self.fps and times.size == len(times) and np.isfinite(times).all():
+            _check_times(times.reshape(-1), self.fps)
         return replace(whole, columns=columns, task=_task(whole.task, self.config, episode))
 
     def _as_wanted(self, key: str, column: Column, episode: int) -> Column:
@@ -395,6 +400,16 @@ def _of_one_size(key: str, column: Column, feature: Feature, episode: int) -> Co
 
     check(column.shape[1:], f"episode {episode}")
     return replace(column, read=read) if isinstance(column, Frames) else column
+
+
+def _check_times(times: np.ndarray, fps: float) -> None:
+    """Raises DataError where timestamps keep another rate, FeatureError where they count something but seconds."""
+    if not resolves(times, fps) or deviation(times, fps).periods <= LARGEST_DEVIATION:
+        return
+    for unit, a_second in (("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)):
+        if deviation((times - times[0]) / a_second, fps).periods <= LARGEST_DEVIATION:
+            raise FeatureError("timestamp", f"is in {unit}, expected seconds")
+    check_times(times, fps)
 
 
 def _resized(column: Column, feature: Feature, size: tuple[int, int]) -> Frames:

@@ -321,7 +321,10 @@ class DiffusionPolicyWriter:
     def resume(cls, path: Path) -> DiffusionPolicyWriter:
         """Goes on after the last whole episode; what lies beyond it is cut off."""
         writer = cls.__new__(cls)
-        writer._start(path)
+        try:
+            writer._start(path)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DataError(f"{path} cannot be gone on with ({one_line(error)}): remove it") from error
         return writer
 
     def _start(self, path: Path) -> None:
@@ -387,7 +390,7 @@ def _names_and_dtypes(features: Mapping[str, Feature], provenance: Mapping[str, 
                 name = given
                 dtype = kind if feature.is_image and kind in ("float16", "float32", "float64") else dtype
         if not name or "/" in name or name.startswith(".") or name == "zarr.json":
-            raise DataError(f"Diffusion Policy's Zarr cannot hold {key} ({dtype}): drop it")
+            raise DataError(f"Diffusion Policy's Zarr cannot hold {key} ({dtype}): --rename or --drop it")
         if twin := [other for other, (taken, _) in arrays.items() if taken == name]:
             raise DataError(f"{twin[0]} and {key} would both be data/{name} in Diffusion Policy's Zarr: drop one")
         arrays[key] = (name, dtype)

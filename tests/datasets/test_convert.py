@@ -381,7 +381,8 @@ def test_a_full_disk_is_told_and_what_was_done_is_kept(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(target, at(calls, function, full))
         with pytest.raises(
-            DiskFullError, match=r"full at episode 1: make room and run the same command again"
+            DiskFullError,
+            match=r"full at episode 1: make room and run the same command again; 1 converted episodes are",
         ) as error:
             convert(config)
     assert "\n" not in str(error.value) and not (tmp_path / "data").exists()
@@ -620,6 +621,17 @@ def test_timestamps_of_another_rate_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"episode 0: the timestamps do not keep 30 frames a second"):
         convert(ConvertConfig(tmp_path / "source", tmp_path / "data", fps=30))
     assert convert(ConvertConfig(tmp_path / "source", tmp_path / "data", fps=50)).episodes == 2
+
+
+def test_timestamps_that_count_no_seconds_are_left_out(tmp_path: Path) -> None:
+    features = {"timestamp": Feature((), "int64"), "action": Feature((2,), "float32")}
+    writer = create_writer("diffusion-policy", tmp_path / "source", Recording(features, None))
+    times = 1_700_000_000_000_000_000 + (np.arange(40) * 2e7).astype(np.int64)
+    writer.append({"timestamp": times, "action": np.ones((40, 2), np.float32)}, "x")
+    done = convert(ConvertConfig(tmp_path / "source", tmp_path / "data", fps=50))
+    assert "is in nanoseconds, expected seconds" in done.left_out_features["timestamp"]
+    with pytest.raises(DataError, match="do not keep 30 frames a second"):
+        convert(ConvertConfig(tmp_path / "source", tmp_path / "other", fps=30))
 
 
 LIMITED = """
