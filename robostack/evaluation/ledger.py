@@ -154,7 +154,7 @@ class Ledger:
             raise ValueError(f"{path} is damaged ({one_line(error)}): {_START_OVER}") from error
         if then != self.settings:
             old, new = asdict(then), asdict(self.settings)
-            differing = ", ".join(f"{key} {old[key]}, now {new[key]}" for key in old if old[key] != new[key])
+            differing = ", ".join(f"{key} {_shown(old[key])}, now {new[key]}" for key in old if old[key] != new[key])
             raise FileExistsError(
                 f"{self.folder} already exists, with {len(episodes)} episodes of an evaluation with other settings "
                 f"({differing}): give the same, or {_START_OVER}"
@@ -183,6 +183,10 @@ class Ledger:
     def _write(self, episodes: list[Episode]) -> None:
         lines = [json.dumps(to_record(episode)) + "\n" for episode in episodes]
         write_file(self.folder / EPISODES, "".join(lines))
+
+
+def _shown(value: Any) -> str:
+    return one_line(ValueError(value), longest=60)
 
 
 def to_record(episode: Episode) -> dict[str, Any]:

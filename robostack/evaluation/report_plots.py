@@ -4,11 +4,11 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from robostack.evaluation.html_page import finite
 from robostack.extras import require_extra
 
 # matplotlib wants real colours; each of these stands for a variable of the page's style sheet and is replaced.
@@ -66,7 +66,7 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, Real) and math.isfinite(value) else math.nan
+    return float(value) if finite(value) else math.nan
 
 
 def _curve(steps: np.ndarray, values: np.ndarray, label: str, noisy: bool, logarithmic: bool) -> str:

@@ -240,6 +240,19 @@ def test_a_damaged_folder_is_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_settings_of_others_are_shown_as_text(tmp_path: Path, rollouts: Rollouts) -> None:
+    rollouts.fail_at = 11
+    with pytest.raises(Interrupted):
+        run(tmp_path / "out")
+    path = tmp_path / "out" / "settings.json"
+    values = json.loads(path.read_text())
+    values["settings"]["device"] = "gpu\n\x1b[31m" + "0" * 1000
+    path.write_text(json.dumps(values))
+    with pytest.raises(FileExistsError, match="other settings") as caught:
+        run(tmp_path / "out")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
 def test_a_damaged_summary_is_told(tmp_path: Path, rollouts: Rollouts) -> None:
     run(tmp_path / "out")
     (tmp_path / "out" / "report.html").unlink()

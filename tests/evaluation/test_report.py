@@ -177,6 +177,7 @@ def test_what_is_not_finite_shows_as_a_dash(tmp_path):
     log = make_log(150)
     log[3]["loss"] = math.nan
     log[4] = {"step": 50, "loss": math.inf}
+    log[5] = {"step": 60, "loss": 10**400, "data_wait": 10**400, "learning_rate": "fast", "steps_per_s": []}
     summary = make_summary(latency_ms_p50=math.nan, latency_ms_p95=None, success=math.nan, execute_len=None)
     html, page = write_page(tmp_path, summary=summary, training_log=log)
     assert not re.search(r"\b(nan|inf|none|null)\b", page.text, re.IGNORECASE)
