@@ -141,14 +141,14 @@ class Hdf5Reader:
                 raise DataError(f"expected {self.fps} frames a second as in the episodes before, got {fps}")
             if "action" in keyed:
                 check_array(*keyed["action"])
-            length, longer, remarks = self._length(keyed)
+            length, remarks = self._length(keyed)
             if missing := [key for key in self.features if key not in keyed]:
                 raise DataError(f"lacks {', '.join(missing)}, which other episodes have: leave the episode out")
             columns: dict[str, Column] = {}
             for key, feature in self.features.items():
                 name, array = keyed[key]
                 rows = len(array) if array.shape else 0
-                if rows != length and not (longer(key) and rows == length + 1):
+                if rows not in (length, length + 1):
                     raise FeatureError(key, f"has {rows} frames, action {length}: leave the episode out", where)
                 check_array(name, array)
                 columns[key] = (self._camera if feature.is_camera else self._numbers)(episode, key, keyed, length)
@@ -243,21 +243,22 @@ class Hdf5Reader:
         self.left_out[BASE] = f"is in {counts[BASE]} of {episodes} episodes, with entries {base.shape}"
         return False
 
-    def _length(self, keyed: _Keyed) -> tuple[int, Any, tuple[str, ...]]:
-        """The frames of an episode, which features may have one row more, and a word on that."""
+    def _length(self, keyed: _Keyed) -> tuple[int, tuple[str, ...]]:
+        """The frames of an episode, and a word on the features that have one row more."""
         rows = {key: len(array) if array.shape else 0 for key, (_, array) in keyed.items() if key in self._known}
         if "action" not in self._known:
-            return min(rows.values(), default=0), lambda _: False, ()
+            return min(rows.values(), default=0), ()
         if "action" not in rows:
             raise DataError("lacks /action: record it or leave the episode out")
-        acted, seen = rows["action"], {count for key, count in rows.items() if key.startswith("observation.")}
-        if seen == {acted - 1} and acted > 1:
-            said = "action has one row more than the observations: its last is left out"
-            return acted - 1, lambda key: not key.startswith("observation."), (said,)
-        if seen == {acted + 1}:
-            said = "observations have one row more than action: their last is left out"
-            return acted, lambda key: key != "action", (said,)
-        return acted, lambda _: False, ()
+        length, observed = rows["action"], {key: n for key, n in rows.items() if key.startswith("observation.")}
+        states = {rows["observation.state"]} if "observation.state" in rows else {*observed.values()}
+        if states == {length - 1} and length > 1:
+            length -= 1
+            return length, ("action has one row more than the observations: its last is left out",)
+        if set(observed.values()) == {length + 1}:
+            return length, ("observations have one row more than action: their last is left out",)
+        longer = ", ".join(sorted(key for key, n in rows.items() if n == length + 1))
+        return length, (f"{longer} has one row more than action: its last is left out",) if longer else ()
 
     def _where(self, episode: int) -> str:
         place = self._places[episode]

@@ -90,6 +90,13 @@ def test_an_action_more_than_states_is_trimmed_with_a_line(tmp_path: Path) -> No
         Hdf5Reader(tmp_path / "data").read_episode(0)
 
 
+def test_a_frame_more_than_states_is_trimmed_with_a_line(tmp_path: Path) -> None:
+    one_arm(tmp_path / "data" / "episode_0.hdf5", observations__images__top=pixels(T + 1, 8, 9, 3))
+    episode = Hdf5Reader(tmp_path / "data").read_episode(0)
+    assert {len(column) for column in episode.columns.values()} == {T}
+    assert episode.remarks == ("observation.images.top has one row more than action: its last is left out",)
+
+
 def test_an_episode_of_nothing_leaves_itself_out(tmp_path: Path) -> None:
     for i in (0, 1, 3):
         one_arm(tmp_path / "data" / f"episode_{i}.hdf5")
