@@ -78,7 +78,7 @@ def _hub(path: Path) -> str:
 def _cached(path: Path, report: Callable[[Progress], None]) -> Path:
     """The conversion of `path` that lies beside it, made where there is none."""
     cache, source = path.with_name(f"{path.name}.robostack"), _fingerprint(path)
-    if not cache.exists():
+    if not cache.exists() or (cache.is_dir() and next(cache.iterdir(), None) is None):
         try:
             convert(ConvertConfig(path, cache), report)
         except ValueError as error:
