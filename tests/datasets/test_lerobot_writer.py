@@ -333,3 +333,69 @@ def test_settings_survive_the_disk(tmp_path):
     writer = begin(tmp_path / "data", images="png")
     assert LeRobotWriter.resume(tmp_path / "data")._settings == writer._settings
     assert isinstance(writer._settings, lerobot_settings.Settings)
+
+
+# What LeRobot does not know
+
+
+def test_shapes_units_and_names_come_back(tmp_path):
+    features = {
+        "observation.state": Feature((3,), "float32", ("a", "b", "c"), ("rad", "rad", "m")),
+        "action": Feature((2,), "float32", ("x", "y"), ("rad", "m")),
+        "next.reward": Feature((), "float32"),
+        "next.success": Feature((), "bool"),
+        "force": Feature((1,), "float32", ("grip",), ("N",)),
+        "keypoints": Feature((2, 2), "float32", ("ax", "ay", "bx", "by"), ("m",) * 4),
+    }
+    rng = np.random.default_rng(0)
+    episode = {key: rng.normal(size=(7, *f.shape)).astype(f.dtype) for key, f in features.items()}
+    writer = LeRobotWriter(tmp_path / "data", features, fps=50)
+    writer.append(episode, "reach")
+    writer.finish()
+    reader = LeRobotReader(tmp_path / "data")
+    assert reader.features == features
+    read = reader.read_episode(0).columns
+    assert all(np.array_equal(read[key], rows) and read[key].shape == rows.shape for key, rows in episode.items())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"features": 3}', '{"features": {"action": {"shape": [5], "units": "x"}}}']
+)
+def test_what_robostack_kept_beside_is_dropped_where_it_does_not_fit(whole, tmp_path, text):
+    path = shutil.copytree(whole, tmp_path / "data")
+    (path / "robostack.json").write_text(text)
+    assert LeRobotReader(path).features == ARM_FEATURES
+
+
+def test_a_round_trip_through_lerobot_changes_nothing(tmp_path):
+    from robostack.datasets.convert import ConvertConfig, convert
+    from robostack.datasets.formats import open_reader
+    from robostack.datasets.store import EpisodeWriter
+
+    features = {
+        "action": Feature((2,), "float32", ("x", "y"), ("rad", "m")),
+        "next.reward": Feature((), "float32"),
+        "observation.images.depth": Feature((6, 5, 1), "uint16", (), ("mm",)),
+        TOP: Feature((32, 48, 3), "uint8"),
+    }
+    rng = np.random.default_rng(0)
+    writer = EpisodeWriter(tmp_path / "ours", features, 50.0, {"seeds": [3, 4]}, "arm")
+    for seed in range(2):
+        writer.append(
+            {
+                "action": rng.normal(size=(9, 2)).astype(np.float32),
+                "next.reward": rng.random(9, np.float32),
+                "observation.images.depth": rng.integers(0, 65536, (9, 6, 5, 1)).astype(np.uint16),
+                TOP: make_arm_episode(9, seed)[TOP],
+            },
+            "reach",
+        )
+    writer.finish()
+    convert(ConvertConfig(tmp_path / "ours", tmp_path / "theirs", to="lerobot", images="png"))
+    convert(ConvertConfig(tmp_path / "theirs", tmp_path / "back"))
+    one, other = open_reader(tmp_path / "ours"), open_reader(tmp_path / "back")
+    assert other.features == one.features and (other.fps, other.robot) == (50.0, "arm")
+    assert other.provenance["seeds"] == [3, 4]
+    for index in range(2):
+        before, after = one.read_episode(index).columns, other.read_episode(index).columns
+        assert all(np.array_equal(np.stack(list(before[key])), np.stack(list(after[key]))) for key in features)
