@@ -106,7 +106,8 @@ def _child(order: dict[str, Any], writing: int) -> None:
         traceback.print_exc()
     finally:
         with suppress(OSError):
-            sys.stdout.flush(), sys.stderr.flush()
+            sys.stdout.flush()
+            sys.stderr.flush()
         import multiprocessing.util
 
         multiprocessing.util._exit_function()  # as at the end of a process

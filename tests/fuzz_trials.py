@@ -414,7 +414,8 @@ def _state(folder: Path) -> dict[str, tuple[int, ...]]:
 @contextlib.contextmanager
 def _told(path: Path | None = None) -> Iterator[Any]:
     """Standard output and error, of C libraries too, in a file."""
-    sys.stdout.flush(), sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
     file = open(path or os.devnull, "a+")  # noqa: SIM115
     start = file.tell()
@@ -428,7 +429,8 @@ def _told(path: Path | None = None) -> Iterator[Any]:
     try:
         yield Told()
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         for number, old in zip((1, 2), kept, strict=True):
             os.dup2(old, number)
             os.close(old)

@@ -67,7 +67,7 @@ class Rows:
         self._chunk_bytes = self._chunk * self._row_bytes
         self._file_bytes = self._chunk_bytes + CHECKSUM_BYTES * self.checked
         self._verified: set[int] = set()
-        self._array: zarr.Array[Any] | None = None
+        self._array = self._opened() if self._writes else None
         # The row after the last one written, and the checksum of those before it in its chunk.
         self._written: tuple[int, int] | None = None
 
@@ -115,10 +115,18 @@ class Rows:
 
     def resize(self, rows: int) -> None:
         """Tells other Zarr readers how many rows there are."""
-        if self._array is None:
-            self._array = zarr.open_array(store=LocalStore(self.folder), zarr_format=3, mode="r+")
+        assert self._array is not None
         self._array.resize((rows, *self.shape))
         self._length = rows
+
+    def _opened(self) -> zarr.Array[Any]:
+        """The array as Zarr writes it. What it finds wrong is told before a row is written."""
+        try:
+            return zarr.open_array(store=LocalStore(self.folder), zarr_format=3, mode="r+")
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise DataError(
+                f"{self.folder}/zarr.json is not as Zarr writes it ({one_line(error, 200)}): restore it from a copy"
+            ) from error
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (stop - start, *shape)."""

@@ -226,3 +226,13 @@ def test_a_store_without_checksums_is_read_and_continued(tmp_path: Path, small_c
     for key in FEATURES:
         whole = np.concatenate([episode[key] for episode in episodes])
         assert np.array_equal(store.read(key), whole) and np.array_equal(read[key], whole)
+
+
+@pytest.mark.parametrize("change", [{"fill_value": [1]}, {"chunk_key_encoding": {"name": "odd"}}])
+def test_what_zarr_cannot_write_to_is_refused_before_a_row_is_written(tmp_path: Path, change: dict) -> None:
+    write(tmp_path / "data", [9])
+    described = tmp_path / "data" / "action" / "zarr.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | change))
+    with pytest.raises(DataError, match=r"action") as told:
+        EpisodeWriter.resume(tmp_path / "data")
+    assert "\n" not in str(told.value)
