@@ -14,7 +14,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ LENGTHS = (7, 9)
 # ---- inputs
 
 
-def build(folder: Path, marked: bool = False) -> None:
-    """Writes every input into a folder of its own under `folder`; the marked ones are for outside."""
+def build(folder: Path, kinds: Collection[str], marked: bool = False) -> None:
+    """Writes inputs of these kinds into a folder each under `folder`; the marked ones are for outside."""
     for name, make in INPUTS.items():
+        if name not in kinds:
+            continue
         make(folder / name, MARKER if marked else "lift the lid", SENTINEL if marked else 0.0)
     (folder / "text").write_text(f'{MARKER}\n{{"task": "{MARKER}"}}\n')
 

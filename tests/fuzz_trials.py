@@ -36,10 +36,16 @@ WALL_S, CPU_S = 40.0, 30
 MEMORY = 3 << 30
 """Address space that a trial may take beyond what is imported."""
 UNDAMAGED = -1
-"""Number of a trial in which nothing is damaged, and every verb must do what it is asked."""
+"""Number of a trial in which nothing is damaged, and every verb must do what it is asked; so are those below."""
 DISK = 256 << 20
 """Bytes that a trial may write."""
 AT_ONCE = 2
+WARM = (
+    *("torch", "torch._dynamo", "pyarrow.parquet", "pyarrow.dataset", "h5py", "zarr", "av", "PIL.Image", "tyro"),
+    *("safetensors.torch", "robostack.cli", "robostack.training.trainer", "robostack.evaluation.evaluate"),
+    *("robostack.datasets.convert", "robostack.evaluation.inspection_page", "robostack.datasets.lerobot_writer"),
+)
+WARM_WITH_JAX = (*WARM, "jax", "robostack.experts.ppo_expert")
 
 
 def main(folder: Path, seed: int, trials: int, kinds: list[str]) -> int:
@@ -47,7 +53,7 @@ def main(folder: Path, seed: int, trials: int, kinds: list[str]) -> int:
     known = list(fuzz_inputs.INPUTS)
     kinds = [kind for kind in known if not kinds or kind in kinds]
     folder = folder.resolve()
-    prepare(folder)
+    prepare(folder, kinds)
     # In turn, so that every kind has its share of every number of trials.
     numbers = range(trials) if trials > 0 else [-trials]
     planned = [(kinds[number % len(kinds)], number) for number in numbers]
@@ -55,16 +61,21 @@ def main(folder: Path, seed: int, trials: int, kinds: list[str]) -> int:
     # JAX starts threads when it is imported: experts come last.
     for last in (False, True):
         waiting = [plan for plan in planned if (plan[0] == "expert") == last]
-        warm_up(folder, list(dict.fromkeys(kind for kind, _ in waiting)))
-        bad += run(folder, seed, waiting)
+        if not waiting:
+            continue
+        warm_up(folder, seed, list(dict.fromkeys(kind for kind, _ in waiting)))
+        for kind, number, result in run(folder, seed, waiting):
+            bad += bool(result["findings"])
+            del result["imported"]
+            print(json.dumps({"trial": number, "kind": kind, **result}), flush=True)
     changed = sorted(set(outside.items()) ^ set(_state(folder / "outside").items()))
     print(json.dumps({"trials": len(planned), "with_findings": bad, "changed_outside": changed[:5]}), flush=True)
     return 0
 
 
-def run(folder: Path, seed: int, planned: list[tuple[str, int]]) -> int:
-    """Runs trials (kind, number), some at once; gives how many have findings."""
-    waiting, running, bad = planned[::-1], {}, 0
+def run(folder: Path, seed: int, planned: list[tuple[str, int]]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Runs trials (kind, number), some at once; gives each with what came out."""
+    waiting, running = planned[::-1], {}
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             kind, number = waiting.pop()
@@ -79,48 +90,45 @@ def run(folder: Path, seed: int, planned: list[tuple[str, int]]) -> int:
             work = folder / "trials" / str(number)
             result = _finish(end, process, late, work)
             del running[end]
-            bad += bool(result["findings"])
-            del result["imported"]
-            line = {"trial": number, "kind": kind, "s": round(time.monotonic() - begun, 2), **result}
-            print(json.dumps(line), flush=True)
             shutil.rmtree(work, ignore_errors=True)
-    return bad
+            yield kind, number, {"s": round(time.monotonic() - begun, 2), **result}
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, kinds: list[str]) -> None:
     """The inputs, made in a process of their own: their libraries start threads, which no fork survives."""
-    if (folder / "ready").exists():
+    if (ready := folder / f"ready-{len(kinds)}").exists():
         return
-    for name, marked in (("inputs", False), ("outside", True)):
-        process = os.fork()
-        if not process:
-            code = 1
-            try:
-                with _told():
-                    fuzz_inputs.build(folder / name, marked)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            os._exit(code)
-        if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0:
-            raise RuntimeError(f"the {name} could not be made")
-    (folder / "ready").touch()
+    process = os.fork()
+    if not process:
+        code = 1
+        try:
+            with _told():
+                fuzz_inputs.build(folder / "inputs", kinds)
+                fuzz_inputs.build(folder / "outside", kinds, marked=True)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0:
+        raise RuntimeError("the inputs could not be made")
+    ready.touch()
 
 
-def warm_up(folder: Path, kinds: list[str]) -> None:
-    """Imports what trials of these kinds import, found by running them undamaged."""
-    for kind in kinds:
-        end, process = _start(folder, kind, 0, UNDAMAGED)
-        result = _finish(end, process, False, folder / "trials" / str(UNDAMAGED))
-        shutil.rmtree(folder / "trials")
+def warm_up(folder: Path, seed: int, kinds: list[str]) -> None:
+    """Imports what trials of these kinds import, found by running them undamaged; says what is wrong even then."""
+    names = WARM_WITH_JAX if kinds == ["expert"] else WARM
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)
+    for kind, _, result in run(folder, seed, [(kind, UNDAMAGED - number) for number, kind in enumerate(kinds)]):
         if result["findings"]:
             print(json.dumps({"undamaged": kind, "findings": result["findings"]}), flush=True)
         for name in result["imported"]:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-    import torch
-
-    torch.set_num_threads(1)
 
 
 # ---- what is run
@@ -300,9 +308,9 @@ def trial(folder: Path, kind: str, seed: int, number: int) -> dict[str, Any]:
     source, out = work / kind, work / "out"
     out.mkdir(parents=True)
     shutil.copytree(folder / "inputs" / kind, source)
-    rng, imported = np.random.default_rng([seed, number + 1]), set(sys.modules)
+    rng, imported = np.random.default_rng([seed, max(0, number + 1)]), set(sys.modules)
     os.chdir(work)
-    done = fuzz_inputs.damage(source, folder / "outside", rng) if number != UNDAMAGED else []
+    done = fuzz_inputs.damage(source, folder / "outside", rng) if number > UNDAMAGED else []
     (work / "damage.json").write_text(json.dumps(done))
     faulthandler.dump_traceback_later(WALL_S - 5, file=(work / "stack.txt").open("w"))
     linked = any(word in line for line in done for word in ("outside text", "outside twin"))
@@ -310,7 +318,7 @@ def trial(folder: Path, kind: str, seed: int, number: int) -> dict[str, Any]:
     watch = Watch(folder / "outside", out, work / kind if kind == "run" else None)
     before, findings, said = _state(source), [], []
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    if number != UNDAMAGED:  # which imports what the others have
+    if number > UNDAMAGED:  # which imports what the others have
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -340,7 +348,7 @@ def trial(folder: Path, kind: str, seed: int, number: int) -> dict[str, Any]:
     written = sum(path.lstat().st_blocks * 512 for path in out.rglob("*"))
     if written > DISK:
         findings.append(f"{written:,} bytes were written")
-    if number == UNDAMAGED:
+    if number <= UNDAMAGED:
         findings += [line for line in said if "Error: " in line]
     loaded = [name for name in sys.modules if name not in imported and not name.startswith("_")]
     return {"damage": done, "findings": findings, "said": [line for line in said if line], "imported": loaded}

@@ -20,6 +20,8 @@ def try_damaged(folder: Path, seed: int, trials: int, kinds: tuple[str, ...] = K
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     *lines, end = [json.loads(line) for line in ran.stdout.splitlines()]
+    unread = {line["undamaged"]: line["findings"] for line in lines if "undamaged" in line}
+    assert not unread, f"undamaged, and not as they should be: {unread}"
     bad = [line for line in lines if line["findings"]]
     again = "again: python tests/fuzz_trials.py FOLDER {seed} -{trial} {kinds}"
     told = [
