@@ -131,6 +131,8 @@ def _with_defaults(features: Any) -> dict[str, Any]:
 def _what_is_at(path: Path) -> str:
     if not path.exists():
         return "it does not exist"
+    if not path.is_dir() and not path.is_file():
+        return "it is neither a folder nor a file"
     if path.is_dir() and next(path.iterdir(), None) is None:
         return "it is an empty folder"
     from robostack.datasets.formats import detect

@@ -87,6 +87,8 @@ def bench_data(size: Size | None = None, say: Callable[[str], None] = lambda _: 
                 shutil.rmtree(here)
         say("store: writing ten million frames")
         yield from bench_store(folder, size, say)
+        say("checksums: reading a store")
+        yield from bench_checksums(folder / "checked", size)
 
 
 # Batches
@@ -237,6 +239,31 @@ def bench_store(folder: Path, size: Size, say: Callable[[str], None]) -> Iterato
     yield less_is_better("opening", "s", lambda opened: opened.seconds)
     yield measurement("data", case, "windows", "per second", sampling, other)
     yield less_is_better("most resident memory", "MB", lambda opened: opened.memory_mb)
+
+
+def bench_checksums(path: Path, size: Size) -> Iterator[dict[str, Any]]:
+    """Holding all chunks to their checksums, as `inspect` and `convert` do, beside reading the same files."""
+    make_store(path, WITH_CAMERA, size.episodes, size.frames)
+    files = [file for file in path.rglob("*") if file.is_file()]
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+
+    def rate(program: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        program()
+        return megabytes / (time.perf_counter() - start)
+
+    def read() -> None:
+        for file in files:
+            with open(file, "rb", buffering=0) as opened:
+                while opened.read(1 << 20):
+                    pass
+
+    rates = take_turns(
+        {"ours": lambda: rate(lambda: EpisodeStore(path).verify()), "peer": lambda: rate(read)}, size.blocks
+    )
+    case = f"checksums of {size.episodes * size.frames} frames with a camera, warm page cache"
+    found = compare(rates["ours"], rates["peer"])
+    yield measurement("data", case, "verifying", "MB/s", found, "reading the same files alone")
 
 
 def open_alone(path: Path, size: Size) -> Opened:

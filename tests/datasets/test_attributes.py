@@ -269,6 +269,8 @@ def test_what_is_no_store_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "lerobot" / "meta").mkdir(parents=True)
     (tmp_path / "lerobot" / "meta" / "info.json").write_text("{}")
     assert "it holds the format lerobot; `robostack convert" in refused(tmp_path / "lerobot")
+    os.mkfifo(tmp_path / "pipe")
+    assert "neither a folder nor a file" in refused(tmp_path / "pipe")
 
 
 def test_attributes_are_read_as_they_were_written(tmp_path: Path) -> None:

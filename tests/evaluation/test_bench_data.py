@@ -100,6 +100,11 @@ def test_the_store_bench_measures_both_stores(tmp_path):
     assert "90 frames written" in said[0]
 
 
+def test_the_cost_of_checksums_is_told_apart(tmp_path):
+    (line,) = bench.bench_checksums(tmp_path / "data", TINY)
+    assert list(line) == KEYS and line["value"] > 0 and (line["metric"], line["unit"]) == ("verifying", "MB/s")
+
+
 def test_no_torch_is_imported_where_memory_is_measured():
     script = "import sys, robostack.evaluation.bench_data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
