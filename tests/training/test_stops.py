@@ -165,7 +165,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, change: Callable[[
         (["energy", "--batch", "1"], "expected a batch of at least 2"),
         (["pi0", "--observe", "observation.gone"], "lacks observation.gone"),
         (["diffusion", "--optimizer", "muon", "--policy.network", "unet", "--policy.chunk-len", "8"], "use adamw"),
-        (["pi0", "--policy.expert-width", "100000000", "--policy.prefix-width", "16"], "bytes"),
+        (["pi0", "--policy.expert-width", "100000", "--policy.prefix-width", "16"], "bytes"),
     ],
 )
 @pytest.mark.parametrize("there", [False, True])
