@@ -654,3 +654,12 @@ def test_a_limit_on_the_size_of_files_is_one_line_in_every_format(tmp_path: Path
     assert ended.returncode == 1 and "Traceback" not in ended.stderr and len(said) == 1, ended.stderr
     assert "the disk is full at" in said[0] and not (tmp_path / "data").exists()
     assert convert(ConvertConfig(source, tmp_path / "data", to=to, images="png" * (to == "lerobot"))).episodes == 3
+
+
+def test_a_source_whose_bytes_changed_is_told_by_its_checksums(tmp_path: Path) -> None:
+    convert(ConvertConfig(record(tmp_path / "source"), tmp_path / "store"))
+    file = tmp_path / "store" / "action" / "c" / "0" / "0"
+    file.write_bytes(file.read_bytes()[:-5000].replace(file.read_bytes()[:8], b"\1" * 8, 1) + file.read_bytes()[-5000:])
+    with pytest.raises(DataError, match=r"episode 0.*action.*checksum|action.*checksum"):
+        convert(ConvertConfig(tmp_path / "store", tmp_path / "data", to="diffusion-policy"))
+    assert not (tmp_path / "data").exists()
