@@ -201,7 +201,8 @@ def _line(kind: Kind, where: str, unit: str, places: Places) -> str:
         "jump": f"{where} jumps {'at least ' * (count >= STEPS_KEPT)}{count} time{plural}; "
         f"worst by {worst:.3g}{unit and ' ' + unit} to {places}",
         "beyond limits": f"{where}: {count} angle{plural} beyond a full turn; worst {worst:.3g} rad at {places}",
-        "short": f"{episodes} too short; shortest: {-worst:.0f} frames in episode {places.episode}",
+        "short": f"{episodes} too short; shortest: {-worst:.0f} frame{'' if worst == -1 else 's'} in "
+        f"episode {places.episode}",
         "black image": f"{where} is black in {count} sampled frame{plural}; first: {places}",
         "flat image": f"{where} is of one colour in {count} sampled frame{plural}; first: {places}",
         "frozen camera": f"{where} shows the same as in the sampled frame before; first: {places}",

@@ -57,6 +57,8 @@ POINTS_KEPT = 400
 """Of an episode, for a curve."""
 FRAMES_DECODED = 1000
 """Of an episode's camera; a frame can be had only by decoding those before it."""
+NEEDED = ("action", "observation.state")
+"""Features without which an episode is of no use."""
 WORTH_TELLING = 0.1
 """Frames that timestamps are off the rate."""
 BLACK = 16
@@ -193,7 +195,7 @@ class _Survey:
                 if error.feature not in self.reader.features or not others:
                     raise
                 text = f"{error.feature} is left out from episode {number} on: {one_line(error)}"
-                needed = error.feature in ("action", "observation.state")
+                needed = error.feature in NEEDED
                 found = Problem("unreadable", text, error.feature) if needed else _note("left out", text, error.feature)
                 self.told.append(replace(found, episodes=(number,)))
                 self.reader.select(others)
@@ -337,6 +339,8 @@ class _Survey:
             if still and feature.dtype != "bool":
                 kind = "constant" if figures.min[entry] == figures.max[entry] else "hardly varies"
                 self._place(kind, key, entry).worst = float(figures.std[entry])
+            if figures.count[entry] == 0 and key not in NEEDED and ("not finite", key, entry) in self.places:
+                self.places["not finite", key, entry].harmless = True  # never recorded, and left out by conversion
             limit = float(running.max_step[entry])
             if math.isinf(limit):
                 few = running.values[entry] is not None and not still

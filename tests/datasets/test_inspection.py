@@ -184,6 +184,14 @@ def test_a_reward_that_nobody_knew_is_a_note(tmp_path: Path) -> None:
     assert the_problem(Data(tmp_path, change, features=features), "not finite").severity == "note"
 
 
+def test_what_was_never_recorded_is_a_note_and_what_is_missing_here_and_there_a_problem(tmp_path: Path) -> None:
+    features = FEATURES | {"observation.effort": Feature((), "float32")}
+    for known, severity in ((0, "note"), (50, "problem")):
+        effort = np.where(np.arange(100) < known, np.sin(np.arange(100) / 9), np.nan).astype(np.float32)
+        change = {i: lambda columns, effort=effort: columns.update({"observation.effort": effort}) for i in range(6)}
+        assert the_problem(Data(tmp_path, change, features=features), "not finite").severity == severity
+
+
 @pytest.mark.parametrize("noise", [0.0, 1e-3])
 def test_a_joint_that_is_still_can_jump(tmp_path: Path, noise: float) -> None:
     def hold(columns: Columns) -> None:
