@@ -66,8 +66,6 @@ def detect(path: str | Path) -> Format:
         raise DataError(_missing(path))
     if not path.is_dir():
         check_regular(path)  # before anything opens it
-    elif next(path.iterdir(), None) is None:
-        raise DataError(f"{path} is an empty folder: expected a data set")
     known = {**FORMATS, **ONLY_READ}
     for format in known.values():
         if format.recognises(path):
@@ -75,7 +73,8 @@ def detect(path: str | Path) -> Format:
     if other := next((what for name, what in _OTHERS.items() if (path / name).exists()), None):
         raise DataError(f"{path} is {other}")
     looked_for = "; ".join(f"{format.looks_like} ({format.name})" for format in known.values())
-    raise DataError(f"{path} is no data set that is known: looked for {looked_for}")
+    empty = "an empty folder, and " if path.is_dir() and next(path.iterdir(), None) is None else ""
+    raise DataError(f"{path} is {empty}no data set that is known: looked for {looked_for}")
 
 
 _OTHERS = {
