@@ -9,6 +9,7 @@ are iterated, videos in another process.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ class LeRobotReader:
         self._tasks, self._twice, self._places = meta.tasks, meta.twice, meta.places
         self._is_old = meta.version != "v3.0"
         self._tables = Tables(self.path, self._is_old)
-        self._end: tuple[Path, float | None] | None = None
+        self._ends: dict[Path, float | None] = {}
         self._sources: dict[str, Source] = {}
         self.left_out: dict[str, str] = {}
         remarks = list(meta.remarks)
@@ -154,7 +155,7 @@ class LeRobotReader:
             # Where the file's first episode is not listed, rows are counted from its first index instead.
             first = self._tables.first_index(place)
             if first is not None and 0 <= place.from_index - first != place.first_row:
-                moved = Place(**{**vars(place), "first_row": place.from_index - first})
+                moved = replace(place, first_row=place.from_index - first)
                 if _is_of(there := self._rows(moved), moved):
                     return moved, there
         if not _is_of(table, place):
@@ -346,10 +347,10 @@ class LeRobotReader:
         return due
 
     def _video_end(self, window: Window) -> float | None:
-        if self._end is None or self._end[0] != window.file:
+        if window.file not in self._ends:
             end = read_header(self.path / window.file).end
-            self._end = (window.file, None if end is None else float(end))
-        return self._end[1]
+            self._ends[window.file] = None if end is None else float(end)
+        return self._ends[window.file]
 
 
 def _is_of(table: pa.Table, place: Place) -> bool:

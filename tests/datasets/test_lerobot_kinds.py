@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -400,8 +401,12 @@ def test_timestamps_that_start_late(tmp_path, start, moments, first):
         lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
         lambda file: file.mkdir(),
         lambda file: file.write_bytes(b"no video" * 99),
+        lambda file: shutil.copy(Path(__file__).parent / "damaged.mp4", file),  # which PyAV alone would die of
     ],
-    ids=["dropped frame", "shorter", "other rate", "too late", "missing", "empty", "LFS pointer", "folder", "noise"],
+    ids=[
+        *("dropped frame", "shorter", "other rate", "too late", "missing", "empty", "LFS pointer", "folder", "noise"),
+        "without a codec",
+    ],
 )
 def test_a_video_that_does_not_fit_is_named_and_the_rest_converts(tmp_path, video):
     path = write_old(
