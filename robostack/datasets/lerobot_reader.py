@@ -230,7 +230,7 @@ class LeRobotReader:
         for place in self._places[:_LOOKED_AT]:
             try:
                 if source.kind == "video":
-                    height, width, _ = read_header(self.path / place.videos[key].file)
+                    height, width = read_header(self.path / place.videos[key].file)[:2]
                 else:
                     cell = next(self._tables.cells(place, key, 1)).column(0)[0]
                     height, width, is_deep = header(self._encoded(key, cell))
