@@ -199,7 +199,8 @@ def test_convert_shows_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture
     fails(capsys, ["convert", source, zarr_path, "--to", "diffusion-policy"], "already exists")
     fails(capsys, ["convert", zarr_path, f"{tmp_path}/back", "--fps", "30"], "50 frames a second, not 30")
     (tmp_path / "empty").mkdir()
-    fails(capsys, ["convert", f"{tmp_path}/empty", f"{tmp_path}/back"], "is an empty folder: expected a data set")
+    empty = ["convert", f"{tmp_path}/empty", f"{tmp_path}/back"]
+    fails(capsys, empty, "is an empty folder", "no data set that is known: looked for")
     assert main(["convert", zarr_path, f"{tmp_path}/back"]) == 0
     back, data = EpisodeStore(tmp_path / "back"), EpisodeStore(tmp_path / "data")
     assert np.array_equal(back.read("action"), data.read("action")) and back.tasks == data.tasks
