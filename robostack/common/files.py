@@ -71,7 +71,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Raises OSError, with the new folder removed, where something other than an empty folder has the name.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.new")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

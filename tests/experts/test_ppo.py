@@ -355,7 +355,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(run: Path, tmp_pa
         assert done.returncode == 1 and len(lines) == 1, done.stderr
         assert kept in lines[0] and f"robostack expert --resume {tmp_path / 'run'}" in lines[0]
         assert newest(tmp_path / "run").name == "update-00000002"
-        assert not list((tmp_path / "run").rglob("*.partial"))
+        assert not list((tmp_path / "run").rglob(".*.new"))
     resume(tmp_path / "run")
     assert same(tmp_path / "run", run)
 

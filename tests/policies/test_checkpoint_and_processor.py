@@ -87,7 +87,7 @@ def test_a_damaged_or_foreign_checkpoint_is_named(saved: Checkpoint, tmp_path: P
 
 
 def test_a_save_that_was_killed_is_not_a_checkpoint(saved: Checkpoint) -> None:
-    partial = saved.path.with_name(".step-00000009.partial")
+    partial = saved.path.with_name(".step-00000009.new")
     partial.mkdir()
     (partial / "checkpoint.json").write_text("{}")
     assert newest(saved.path.parent.parent) == saved.path

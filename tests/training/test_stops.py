@@ -297,7 +297,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
         assert not out.exists()
         return
     assert f"robostack train --resume {out}" in lines[0] and kept in lines[0]
-    assert not list(out.rglob("*.partial"))
+    assert not list(out.rglob(".*.new"))
     if kept:
         Checkpoint.read(out).load()
         assert newest(out).name in lines[0]
