@@ -156,7 +156,7 @@ def test_a_hundred_kills_lose_nothing_expert(tmp_path: Path) -> None:
     pytest.importorskip("kinetix")
     from robostack.experts.ppo_checkpoint import ExpertCheckpoint
 
-    small = ["--ppo.worlds", "8", "--ppo.steps", "16", "--ppo.minibatches", "2", "--ppo.widths", "16"]
+    small = ["--worlds", "8", "--steps", "16", "--minibatches", "2", "--widths", "16"]
     sizes = ["--updates", "16", "--first-checkpoint", "2", "--evaluation-episodes", "4"]
     first = ["expert", "--env", "kinetix-s-h6_unicycle_right", *small, *sizes, "--out"]
     code = "import sys; from robostack import progress, cli; progress.EVERY = 0.0; sys.exit(cli.main(sys.argv[1:]))"

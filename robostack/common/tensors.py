@@ -90,7 +90,7 @@ def read_kinds(path: Path) -> dict[str, Kind]:
                 name: Kind(TYPES.get(str(part.get_dtype()), "unknown"), tuple(part.get_shape()))
                 for name, part in slices.items()
             }
-    except SafetensorError as error:
+    except (SafetensorError, MemoryError) as error:  # a file of a terabyte is not even mapped
         raise ValueError(f"{path} cannot be read ({error})") from error
 
 
