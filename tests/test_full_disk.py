@@ -205,4 +205,4 @@ def test_trainings_on_a_small_disk(forks: Forks, demonstrations: Path, small_dis
 
 @pytest.mark.slow
 def test_evaluations_on_a_small_disk(forks: Forks, run: Path, small_disk: Path) -> None:
-    fill_disk(forks, verbs.evaluate(run), small_disk)
+    fill_disk(forks, verbs.evaluate(run), small_disk, shares=(0.05, 0.4, 0.7))  # its files are some blocks each
