@@ -73,10 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def collect(arguments: list[str]) -> int:
     """robostack collect: demonstrations from the environment's expert; --resume D continues."""
+    from robostack.common.progress import Bar
     from robostack.datasets.store import EpisodeStore
     from robostack.experts.collect import CollectConfig, Collected, settings_of, spread
     from robostack.experts.collect import collect as run
-    from robostack.progress import Bar
 
     if arguments[:1] == ["--resume"]:
         as_json, arguments = _take_json(arguments)
@@ -143,7 +143,7 @@ def expert(arguments: list[str]) -> int:
 
 
 def _expert(out: Path, run: Callable[[Callable[[Any], None], Callable[[int, str], None]], Path], as_json: bool) -> int:
-    from robostack.progress import Bar
+    from robostack.common.progress import Bar
 
     with Bar(console, "training") as bar:
         solved, updates = "no episode yet", 1
@@ -173,9 +173,9 @@ def _expert(out: Path, run: Callable[[Callable[[Any], None], Callable[[int, str]
 
 def convert(arguments: list[str]) -> int:
     """robostack convert SRC DST: between robostack, LeRobot, HDF5, Diffusion Policy Zarr; from videos."""
+    from robostack.common.progress import Bar
     from robostack.datasets.convert import ConvertConfig, Progress
     from robostack.datasets.convert import convert as run
-    from robostack.progress import Bar
 
     options = Annotated[ConvertConfig, OmitArgPrefixes, PositionalRequiredArgs]
     settings = make_dataclass("Convert", [("options", options), ("json", Json, False)], frozen=True)
@@ -201,11 +201,11 @@ def convert(arguments: list[str]) -> int:
 
 def inspect(arguments: list[str]) -> int:
     """robostack inspect PATH: what is in a data set or a checkpoint, and what is wrong with it."""
+    from robostack.common.progress import Bar
     from robostack.datasets.formats import Selection, open_reader
     from robostack.datasets.inspection import InspectConfig
     from robostack.datasets.inspection import inspect as run
     from robostack.evaluation import inspection_console as show
-    from robostack.progress import Bar
 
     settings = make_dataclass(
         "Inspect",
@@ -294,7 +294,7 @@ def train(arguments: list[str]) -> int:
 
 
 def _train(out: Path, run: Callable[[Callable[[Any], None], Callable[[Any], None]], Path], as_json: bool) -> int:
-    from robostack.progress import Bar
+    from robostack.common.progress import Bar
 
     if importlib.util.find_spec("tensorboard") is None:
         say("no TensorBoard curves: pip install 'robostack[tensorboard]'; log.jsonl has the same numbers")
@@ -339,8 +339,8 @@ def evaluate(arguments: list[str]) -> int:
     config = _parse("eval", settings, arguments)
     envs.resolve(config.config.env)  # a wrong name is told before torch is imported
     refuse_finished(results_folder(config.run, config.config))  # before seconds of imports
+    from robostack.common.progress import Bar
     from robostack.evaluation.evaluate import evaluate as run
-    from robostack.progress import Bar
 
     with ExitStack() as shown:
         bars = {"evaluating": shown.enter_context(Bar(console, "evaluating"))}

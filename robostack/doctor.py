@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robostack.common.extras import MissingExtraError, require_extra
+from robostack.common.provenance import describe_machine
 from robostack.common.text import one_line, printable
-from robostack.extras import MissingExtraError, require_extra
-from robostack.provenance import describe_machine
 
 # Distribution → the extra of robostack that installs it; None comes with robostack itself.
 PACKAGES: Mapping[str, str | None] = {

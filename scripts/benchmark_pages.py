@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from robostack.common.files import write_file
-from robostack.intervals import seeds_interval
-from robostack.provenance import commit
+from robostack.common.intervals import seeds_interval
+from robostack.common.provenance import commit
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 

@@ -27,11 +27,11 @@ from benchmark_pages import commits_and_dates, how_made, read_records, refuse_un
 from benchmark_runs import FRESH, RUNS, run_robostack
 from torch import Tensor
 
+from robostack.common.intervals import wilson_interval
+from robostack.common.provenance import describe_run
 from robostack.evaluation.actors import Look, PolicyActor
 from robostack.evaluation.composition import Below, Cost, Fingertips, Sphere, composed_actor, keep_out, limits
 from robostack.evaluation.rollout import Worlds, make_worlds, run_together
-from robostack.intervals import wilson_interval
-from robostack.provenance import describe_run
 from robostack.recipes import Recipe
 
 ENV = "aloha-transfer-cube"

@@ -71,7 +71,7 @@ def main() -> None:
             importlib.import_module(name)
     import torch
 
-    from robostack import progress
+    from robostack.common import progress
 
     progress.EVERY = 0.0  # every step is told: what is told must be kept
     torch.set_num_threads(1)

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from robostack import doctor
+from robostack.common.extras import MissingExtraError, require_extra
 from robostack.doctor import Skipped, collect_report, print_report
-from robostack.extras import MissingExtraError, require_extra
 
 
 def printed(report) -> str:

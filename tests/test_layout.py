@@ -68,7 +68,7 @@ def test_nothing_is_pickled(path):
         assert not banned & set(names), f"line {getattr(node, 'lineno', '?')}"
 
 
-@pytest.mark.parametrize("module", ["robostack", "robostack.cli", "robostack.doctor", "robostack.extras"])
+@pytest.mark.parametrize("module", ["robostack", "robostack.cli", "robostack.doctor", "robostack.common.extras"])
 def test_the_command_line_starts_without_the_heavy_packages(module):
     assert run_python(f"import sys, {module}; print(*({HEAVY!r} & sys.modules.keys()))") == ""
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from robostack.common.extras import require_extra
 from robostack.common.files import read_json, write_file
 from robostack.common.files import sync as _sync
 from robostack.common.text import one_line
@@ -41,7 +42,6 @@ from robostack.datasets.episodes import (
 )
 from robostack.datasets.hdf5_layout import ARM_NAMES, ARM_UNITS, ARRAYS, BASE_NAMES, BASE_UNITS
 from robostack.datasets.hdf5_reader import Hdf5Reader
-from robostack.extras import require_extra
 
 if TYPE_CHECKING:
     import h5py

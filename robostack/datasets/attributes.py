@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from robostack.common.files import inside, read_json
+from robostack.common.serialize import from_json, to_json
 from robostack.common.text import one_line, printable
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.rows import NUMBER_TYPES
-from robostack.serialize import from_json, to_json
 
 FORMAT = "robostack-episodes-2"
 INDEX = ("episode_ends", "segment_ends", "segment_task")

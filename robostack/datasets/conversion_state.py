@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from robostack.common.files import read_json, write_file
+from robostack.common.serialize import from_json, to_json
 from robostack.datasets.episodes import DataError
 from robostack.datasets.formats import resume_writer
-from robostack.serialize import from_json, to_json
 
 
 @dataclass(frozen=True)

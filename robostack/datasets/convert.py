@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from robostack.common.extras import require_extra
 from robostack.common.files import DiskFullError, inside, is_disk_full, refuse_taken, room_needed, sync
 from robostack.common.interrupt import saying
 from robostack.datasets.conversion_state import State as _State
@@ -54,7 +55,6 @@ from robostack.datasets.store import EpisodeStore
 from robostack.datasets.timing import LARGEST_DEVIATION, check_times, deviation, resolves
 from robostack.datasets.verification import LOSSY_BOUND, VerificationError
 from robostack.datasets.verification import verify as _verify
-from robostack.extras import require_extra
 
 __all__ = ["ConvertConfig", "Converted", "DiskFullError", "Progress", "VerificationError", "convert"]
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robostack.common.extras import require_extra
 from robostack.common.text import one_line
 from robostack.datasets.episodes import (
     IMAGES,
@@ -44,7 +45,6 @@ from robostack.datasets.hdf5 import (
     text,
 )
 from robostack.datasets.hdf5_layout import ACTIONS, ARRAYS, BASE, OBSERVATIONS, Pictures, feature_of, key_of, with_base
-from robostack.extras import require_extra
 
 if TYPE_CHECKING:
     import h5py

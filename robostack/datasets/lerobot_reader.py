@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robostack.common.extras import require_extra
 from robostack.common.files import check_regular, inside
 from robostack.common.text import one_line
 from robostack.datasets.episodes import (
@@ -36,7 +37,6 @@ from robostack.datasets.lerobot_values import shown
 from robostack.datasets.pictures import decode, decode_depth, header
 from robostack.datasets.timing import LARGEST_DEVIATION, check_times, resolves
 from robostack.datasets.video_process import decode_at, read_header
-from robostack.extras import require_extra
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from robostack.common.extras import require_extra
 from robostack.common.text import one_line
 from robostack.datasets import lerobot_statistics as statistics
 from robostack.datasets.episodes import Column, DataError, Feature, check_episode, task_of_each_frame
@@ -45,7 +46,6 @@ from robostack.datasets.lerobot_settings import (
 )
 from robostack.datasets.origin import FILE
 from robostack.datasets.video import exact_rate, write_video
-from robostack.extras import require_extra
 
 _STAGING = ".robostack"
 _TOLERANCE = 1e-4

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
+from robostack.common.extras import require_extra
 from robostack.datasets.pictures import LARGEST_PICTURE
-from robostack.extras import require_extra
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ import zarr
 from zarr.errors import ChunkNotFoundError
 from zarr.storage import LocalStore, ZipStore
 
+from robostack.common.extras import require_extra
 from robostack.common.files import check_regular
 from robostack.common.text import one_line
 from robostack.datasets.episodes import DataError
-from robostack.extras import require_extra
 
 LARGEST_CHUNK = 1 << 30
 """Bytes of numbers in the largest chunk that is read."""

@@ -15,8 +15,8 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import VectorEnv
 
+from robostack.common.extras import require_extra
 from robostack.envs.kinetix.levels import level_names
-from robostack.extras import require_extra
 
 _ALOHA = {"aloha-transfer-cube": "transfer_cube", "aloha-insertion": "insertion"}
 _KINETIX = {f"kinetix-{level.replace('/', '-')}": level for level in level_names()}

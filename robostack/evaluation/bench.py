@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
-from robostack.provenance import describe_machine
+from robostack.common.provenance import describe_machine
 
 
 def timed(program: Callable[[], int], clock: Callable[[], float]) -> Callable[[], float]:

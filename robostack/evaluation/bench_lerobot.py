@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from robostack.common.processes import worker_pool
 from robostack.datasets.store import EpisodeStore
-from robostack.processes import worker_pool
 
 
 @dataclass(frozen=True)

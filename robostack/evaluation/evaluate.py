@@ -13,7 +13,12 @@ import numpy as np
 import torch
 
 from robostack import envs
+from robostack.common.extras import require_extra
 from robostack.common.interrupt import saying
+from robostack.common.intervals import wilson_interval
+from robostack.common.processes import cores
+from robostack.common.provenance import describe_run
+from robostack.common.serialize import to_json
 from robostack.core.devices import pick_device
 from robostack.evaluation.about import describe_training, keep_apart, name_checkpoint, read_training_log
 from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor, TrainedExpertActor
@@ -22,13 +27,8 @@ from robostack.evaluation.films import film
 from robostack.evaluation.ledger import Cost, Ledger, Settings, to_record
 from robostack.evaluation.report import write_report
 from robostack.evaluation.rollout import Episode, run_episodes
-from robostack.extras import require_extra
-from robostack.intervals import wilson_interval
 from robostack.policies.checkpoint import Checkpoint
-from robostack.processes import cores
-from robostack.provenance import describe_run
 from robostack.runtime.chunks import newest, temporal_ensemble
-from robostack.serialize import to_json
 
 GPU_BYTES_OF_A_PROCESS = 2 << 30
 """What CUDA and torch's workspaces take beside the weights."""

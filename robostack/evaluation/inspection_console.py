@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robostack.common.serialize import to_json
 from robostack.common.text import printable
 from robostack.datasets.findings import FeatureSummary, Inspection, Problem
 from robostack.evaluation.html_page import number
 from robostack.evaluation.inspection_page import bytes_text
-from robostack.serialize import to_json
 
 if TYPE_CHECKING:
     from robostack.policies.checkpoint import Checkpoint

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from robostack.common.extras import require_extra
 from robostack.datasets.findings import Curve, Entry, FeatureSummary, Inspection, Picture, Problem
 from robostack.evaluation.html_page import number, text, write_page
-from robostack.extras import require_extra
 
 DIMENSIONS_DRAWN = 96
 PROBLEMS_SHOWN = 100

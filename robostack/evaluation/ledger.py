@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from robostack.common.files import read_json, read_text, room_needed, write_file
+from robostack.common.provenance import describe_run
+from robostack.common.serialize import from_json, to_json
 from robostack.common.text import one_line
 from robostack.evaluation.config import EPISODES, SETTINGS, SUMMARY, refuse_finished
 from robostack.evaluation.rollout import Episode
-from robostack.provenance import describe_run
-from robostack.serialize import from_json, to_json
 
 _START_OVER = "remove it, or choose another with --out"
 

@@ -17,8 +17,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from robostack import envs
+from robostack.common.processes import cores, worker_pool
 from robostack.evaluation.actors import Actor
-from robostack.processes import cores, worker_pool
 
 VIDEO_STRIDE = 2
 """Every second control step becomes a frame: half the rendering."""

@@ -24,6 +24,9 @@ import numpy as np
 from robostack import envs
 from robostack.common.files import refuse_taken, room_needed
 from robostack.common.interrupt import saying
+from robostack.common.processes import cores, worker_pool
+from robostack.common.provenance import describe_run
+from robostack.common.serialize import from_json, to_json
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.envs.aloha.cameras import Camera, parse_camera
@@ -31,9 +34,6 @@ from robostack.envs.description import Description, describe
 from robostack.envs.gl import require_gl
 from robostack.experts import Expert, make_expert
 from robostack.experts.playing import STATE, play_together
-from robostack.processes import cores, worker_pool
-from robostack.provenance import describe_run
-from robostack.serialize import from_json, to_json
 
 
 class CollectionError(RuntimeError):

@@ -27,13 +27,13 @@ from safetensors.numpy import load_file, save_file
 
 from robostack.common.files import read_json, whole_folder, write_file
 from robostack.common.numbers import check_bounds
+from robostack.common.serialize import from_json, to_json
 from robostack.common.tensors import LARGEST_WEIGHT, Kind, Seal, differences, newest_checkpoint, read_kinds
 from robostack.common.text import one_line
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.experts.actor_critic import ActorCritic, Statistics
 from robostack.experts.ppo import Learner
 from robostack.experts.ppo_config import ExpertConfig
-from robostack.serialize import from_json, to_json
 
 FORMAT, EARLIER = "robostack-expert-2", "robostack-expert-1"
 RUN_FILE = "run.json"

@@ -22,6 +22,7 @@ from robostack.common import log
 from robostack.common.files import refuse_taken, room_needed, whole_folder
 from robostack.common.interrupt import held_back, saying
 from robostack.common.log import LOG_FILE, Log
+from robostack.common.provenance import describe_run
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.envs.kinetix.levels import load_level
 from robostack.envs.kinetix.simulation import Simulation
@@ -36,7 +37,6 @@ from robostack.experts.ppo_checkpoint import (
 )
 from robostack.experts.ppo_config import ExpertConfig, level_of
 from robostack.experts.ppo_expert import Acting, play, used_controls
-from robostack.provenance import describe_run
 
 __all__ = ["LOG_FILE", "Report", "read_log", "resume", "train", "world_of"]
 

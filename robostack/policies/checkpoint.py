@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from robostack.common.files import check_regular, read_json, whole_folder, write_file
 from robostack.common.numbers import check_bounds
+from robostack.common.serialize import from_json, to_json
 from robostack.common.tensors import Kind, Seal, differences, newest_checkpoint, read_kinds
 from robostack.common.text import one_line
 from robostack.policies.act import Act, ActConfig
@@ -39,7 +40,6 @@ from robostack.policies.energy import Energy, EnergyConfig
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
 from robostack.policies.weights import OVERHEAD, CheckpointError, kinds_of_made, load_strictly, memory_bytes
-from robostack.serialize import from_json, to_json
 
 FORMAT = "robostack-checkpoint-5"
 EARLIER = "robostack-checkpoint-4"

@@ -23,14 +23,14 @@ from torch import nn
 
 from robostack.common.files import refuse_taken, room_needed, whole_folder
 from robostack.common.interrupt import held_back, saying
+from robostack.common.provenance import describe_run
+from robostack.common.serialize import from_json, to_json
 from robostack.core.devices import pick_device
 from robostack.datasets.convert import Progress
 from robostack.policies.augment import augment
 from robostack.policies.checkpoint import RUN_FILE, Checkpoint, Resumed, Training, resume_command
 from robostack.policies.processor import Processor
 from robostack.policies.weights import CheckpointError
-from robostack.provenance import describe_run
-from robostack.serialize import from_json, to_json
 from robostack.training.config import TrainConfig
 from robostack.training.data import open_stores
 from robostack.training.log import LOG_FILE, Report, TrainingLog

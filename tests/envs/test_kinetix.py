@@ -20,13 +20,13 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from robostack import envs
+from robostack.common.extras import MissingExtraError
 from robostack.envs.kinetix import package
 from robostack.envs.kinetix.entities import FEATURES
 from robostack.envs.kinetix.env import KinetixEnv
 from robostack.envs.kinetix.levels import level_names, load_level, random_level
 from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, Simulation
 from robostack.envs.kinetix.vector import KinetixVectorEnv
-from robostack.extras import MissingExtraError
 
 NAME, LEVEL = "kinetix-s-h6_unicycle_right", "s/h6_unicycle_right"
 NOISE = 0.1

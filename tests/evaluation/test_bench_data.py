@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from robostack.common.processes import worker_pool
 from robostack.datasets.windows import WindowSampler
 from robostack.evaluation import bench_data as bench
 from robostack.evaluation.bench import compare, measurement, take_turns
 from robostack.evaluation.bench_lerobot import Loading, lerobot_process
-from robostack.processes import worker_pool
 
 TINY = bench.Size(
     episodes=2,

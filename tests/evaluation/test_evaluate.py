@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from robostack.common.extras import MissingExtraError
 from robostack.datasets.video import read_frames
 from robostack.evaluation.actors import ExpertActor, Look, PolicyActor
 from robostack.evaluation.config import EvalConfig, results_folder
 from robostack.evaluation.evaluate import evaluate, summarize, workers_on
 from robostack.evaluation.rollout import Episode, make_worlds, run_episodes, run_together
 from robostack.experts.collect import CollectConfig, collect
-from robostack.extras import MissingExtraError
 from robostack.policies.pi0 import Pi0Config
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train

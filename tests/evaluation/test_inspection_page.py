@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from robostack.common.extras import MissingExtraError
 from robostack.datasets.episodes import Feature
 from robostack.datasets.findings import Curve, Entry, FeatureSummary, Inspection, Picture, Problem
 from robostack.evaluation.inspection_page import DIMENSIONS_DRAWN, PROBLEMS_SHOWN, bytes_text, write_inspection
-from robostack.extras import MissingExtraError
 
 WAVE = np.sin(np.arange(200) / 9)[:, None]
 
@@ -150,7 +150,7 @@ def test_a_data_set_without_cameras_needs_no_pillow(tmp_path: Path, monkeypatch:
 
 
 def test_pictures_without_pillow_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robostack.extras.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("robostack.common.extras.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'robostack\[data\]'"):
         write_inspection(tmp_path / "page.html", make())
     assert list(tmp_path.iterdir()) == []

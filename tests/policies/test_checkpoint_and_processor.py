@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import write, write_reaching_data
 
+from robostack.common.serialize import from_json, to_json
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import Moments, WindowSampler
@@ -21,7 +22,6 @@ from robostack.policies.processor import Processor
 from robostack.policies.protocol import PolicyConfig
 from robostack.policies.settings import Scaling
 from robostack.policies.weights import CheckpointError
-from robostack.serialize import from_json, to_json
 
 RNG = np.random.default_rng(0)
 CONFIG = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=16, prefix_width=16, depth=1, heads=2)

@@ -11,6 +11,7 @@ import torch
 from observations import seeded
 from small_policies import SMALL
 
+from robostack.common.serialize import to_json
 from robostack.core.augment import random_shift
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.mixture import Mixture
@@ -23,7 +24,6 @@ from robostack.policies.checkpoint import POLICIES, Checkpoint, CheckpointError,
 from robostack.policies.depth import bounded_depth
 from robostack.policies.processor import Processor
 from robostack.policies.settings import Augmentation
-from robostack.serialize import to_json
 
 KEY, SIZE = "observation.images.depth", (24, 24)
 ACT = ActConfig(chunk_len=2, execute_len=2, width=32, hidden=64, posterior_depth=1, encoder_depth=1, decoder_depth=1)

@@ -9,6 +9,7 @@ import torch
 from observations import Cameras, interface, make_observation, seeded
 from small_policies import SMALL
 
+from robostack.common.serialize import from_json, to_json
 from robostack.datasets.episodes import Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import History, WindowSampler
@@ -17,7 +18,6 @@ from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder, make_image_encoder, module_key
 from robostack.policies.protocol import Observation
 from robostack.policies.settings import Augmentation
-from robostack.serialize import from_json, to_json
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
 

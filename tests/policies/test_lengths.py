@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import tyro
 
+from robostack.common.serialize import from_json, to_json
 from robostack.policies.act import ActConfig
 from robostack.policies.checkpoint import POLICIES
 from robostack.policies.diffusion import DiffusionConfig, DiTConfig
 from robostack.policies.energy import EnergyConfig
 from robostack.policies.pi0 import Pi0Config
-from robostack.serialize import from_json, to_json
 
 SHORT: dict[str, dict[str, Any]] = {
     "pi0": {"actions_per_token": 1},

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import write_reaching_data
 
+from robostack.common.serialize import from_json
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
-from robostack.serialize import from_json
 from robostack.training.config import TrainConfig
 from robostack.training.log import read_log
 from robostack.training.trainer import resume, train

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from support import write_reaching_data
 
+from robostack.common.serialize import from_json
 from robostack.datasets.store import EpisodeStore
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.settings import Scaling
-from robostack.serialize import from_json
 from robostack.training import state
 from robostack.training.config import TrainConfig
 from robostack.training.log import read_log

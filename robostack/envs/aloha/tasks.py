@@ -16,7 +16,7 @@ from types import MappingProxyType
 import mujoco
 import numpy as np
 
-from robostack.extras import require_extra
+from robostack.common.extras import require_extra
 
 if mujoco.get_mju_user_warning() is None:  # MuJoCo's own way leaves a MUJOCO_LOG.TXT in whatever folder is current
     mujoco.set_mju_user_warning(logging.getLogger("mujoco").warning)

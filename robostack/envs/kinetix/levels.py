@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from robostack.common.extras import require_extra
 from robostack.common.files import read_json
 from robostack.common.text import one_line
-from robostack.extras import require_extra
 
 SIZES = ("s", "m", "l")
 """How many bodies a world has: see `RANDOM_WORLDS`."""

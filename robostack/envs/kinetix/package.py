@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from robostack.extras import require_extra
+from robostack.common.extras import require_extra
 
 for _module in ("jax", "jax2d", "gymnax", "kinetix"):
     require_extra(_module, "kinetix")

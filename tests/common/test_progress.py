@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from robostack.progress import EVERY, Bar
+from robostack.common.progress import EVERY, Bar
 
 NOTE = "loss 0.0018, 123.4 steps/s, waits for data 0%"
 

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from robostack.provenance import commit
+from robostack.common.provenance import commit
 
 
 def git(folder: Path, *arguments: str) -> str:

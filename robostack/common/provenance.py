@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from robostack.processes import cores
+from robostack.common.processes import cores
 
 
 def describe_run() -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robostack.processes import worker_pool
+from robostack.common.processes import worker_pool
 
 
 def test_a_worker_that_cannot_begin_says_why() -> None:
@@ -21,7 +21,7 @@ def test_a_flat_script_is_not_run_again_in_its_workers(tmp_path: Path) -> None:
     script = tmp_path / "flat.py"
     script.write_text(
         "import operator\n"
-        "from robostack.processes import worker_pool\n"
+        "from robostack.common.processes import worker_pool\n"
         "print('begun')\n"
         "with worker_pool(2, int) as pool:\n"
         "    print(sum(pool.map(operator.neg, range(5))))\n"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robostack.intervals import seeds_interval, shared_episodes_interval, wilson_interval
+from robostack.common.intervals import seeds_interval, shared_episodes_interval, wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from robostack.serialize import from_json, to_json
+from robostack.common.serialize import from_json, to_json
 
 
 @dataclass(frozen=True)
