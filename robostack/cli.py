@@ -395,7 +395,7 @@ def bench(arguments: list[str]) -> int:
     if settings.what not in benches:
         hint = did_you_mean(settings.what, benches)
         raise ValueError(f"unknown bench {settings.what!r}: {hint}expected one of {', '.join(benches)}")
-    module = importlib.import_module(f"robostack.evaluation.bench_{settings.what}")
+    module = importlib.import_module(f"robostack.bench.{settings.what}")
     tells = {"say": lambda line: say(line, "dim")} if settings.what == "data" else {}
     for measurement in getattr(module, f"bench_{settings.what}")(**tells):
         if settings.json:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from robostack.evaluation import bench_env
+from robostack.bench import env as bench_env
 
 
 class Clock:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from robostack.bench import compare, measurement, take_turns
+from robostack.bench import data as bench
+from robostack.bench.lerobot import Loading, lerobot_process
 from robostack.common.processes import worker_pool
 from robostack.datasets.windows import WindowSampler
-from robostack.evaluation import bench_data as bench
-from robostack.evaluation.bench import compare, measurement, take_turns
-from robostack.evaluation.bench_lerobot import Loading, lerobot_process
 
 TINY = bench.Size(
     episodes=2,
@@ -106,7 +106,7 @@ def test_the_cost_of_checksums_is_told_apart(tmp_path):
 
 
 def test_no_torch_is_imported_where_memory_is_measured():
-    script = "import sys, robostack.evaluation.bench_data; sys.exit('torch' in sys.modules)"
+    script = "import sys, robostack.bench.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robostack.evaluation import bench_policy
-from robostack.evaluation.bench_policy import Case, Program
+from robostack.bench import policy as bench_policy
+from robostack.bench.policy import Case, Program
 
 
 def small_program() -> Program:

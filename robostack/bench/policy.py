@@ -21,10 +21,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from robostack.bench import compare, measurement, take_turns, timed
+from robostack.bench.lerobot import lerobot_name, lerobot_process
 from robostack.core.optim import build_optimizers
 from robostack.core.unet import UNetConfig
-from robostack.evaluation.bench import compare, measurement, take_turns, timed
-from robostack.evaluation.bench_lerobot import lerobot_name, lerobot_process
 from robostack.policies.act import Act, ActConfig
 from robostack.policies.diffusion import Diffusion, DiffusionConfig
 from robostack.policies.protocol import Interface, Observation

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from robostack import envs
+from robostack.bench import compare, measurement, take_turns, timed
 from robostack.envs.aloha.cameras import Camera
 from robostack.envs.aloha.env import AlohaEnv
 from robostack.envs.gl import choose_gl
-from robostack.evaluation.bench import compare, measurement, take_turns, timed
 from robostack.experts import make_expert
 
 ENVIRONMENT = "aloha-transfer-cube"
@@ -45,7 +45,7 @@ def bench_env() -> Iterator[dict[str, Any]]:
     yield from _vector(actions)
     yield from _pixels(actions)
     if importlib.util.find_spec("kinetix") is not None:
-        from robostack.evaluation.bench_kinetix import bench_kinetix
+        from robostack.bench.kinetix import bench_kinetix
 
         yield from bench_kinetix()
 

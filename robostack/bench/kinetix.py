@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robostack import envs
+from robostack.bench import compare, measurement, take_turns
 from robostack.envs.kinetix import package
 from robostack.envs.kinetix.levels import load_level
-from robostack.evaluation.bench import compare, measurement, take_turns
 
 ENVIRONMENT, LEVEL = "kinetix-s-h6_unicycle_right", "s/h6_unicycle_right"
 BATCHES = (1, 16, 64, 256)

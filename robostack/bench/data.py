@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from robostack.bench import compare, measurement, take_turns
+from robostack.bench.lerobot import Loading, lerobot_name, lerobot_process, torchcodec_loads, writing_rate
 from robostack.common.extras import require_extra
 from robostack.common.processes import worker_pool
 from robostack.datasets.convert import ConvertConfig, convert
@@ -34,8 +36,6 @@ from robostack.datasets.lerobot_settings import Images
 from robostack.datasets.lerobot_writer import LeRobotWriter
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import Windows, WindowSampler
-from robostack.evaluation.bench import compare, measurement, take_turns
-from robostack.evaluation.bench_lerobot import Loading, lerobot_name, lerobot_process, torchcodec_loads, writing_rate
 
 STATE, CAMERA = "observation.state", "observation.images.top"
 FPS = 50.0
