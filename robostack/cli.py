@@ -205,7 +205,7 @@ def inspect(arguments: list[str]) -> int:
     from robostack.datasets.formats import Selection, open_reader
     from robostack.datasets.inspection import InspectConfig
     from robostack.datasets.inspection import inspect as run
-    from robostack.evaluation import inspection_console as show
+    from robostack.pages import inspection_console as show
 
     settings = make_dataclass(
         "Inspect",
@@ -239,7 +239,7 @@ def inspect(arguments: list[str]) -> int:
     with Bar(console, "inspecting") as bar:
         inspection = run(reader, config.config, lambda done: bar.update(done, reader.episodes, ""))
     if page is not None:
-        from robostack.evaluation.inspection_page import write_inspection
+        from robostack.pages.inspection import write_inspection
 
         with room_needed(page, "no page was written"):
             write_inspection(page, inspection)
@@ -360,7 +360,7 @@ def evaluate(arguments: list[str]) -> int:
     if config.json:
         print_json([evaluation.summary])
     else:
-        from robostack.evaluation.summary_console import print_summary
+        from robostack.pages.evaluation_console import print_summary
 
         print_summary(evaluation.summary, console)
     say(f"report: {evaluation.folder / 'report.html'}")

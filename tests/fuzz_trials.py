@@ -43,7 +43,7 @@ AT_ONCE = 2
 WARM = (
     *("torch", "torch._dynamo", "pyarrow.parquet", "pyarrow.dataset", "h5py", "zarr", "av", "PIL.Image", "tyro"),
     *("safetensors.torch", "robostack.cli", "robostack.training.trainer", "robostack.evaluation.evaluate"),
-    *("robostack.datasets.convert", "robostack.evaluation.inspection_page", "robostack.datasets.lerobot_writer"),
+    *("robostack.datasets.convert", "robostack.pages.inspection", "robostack.datasets.lerobot_writer"),
 )
 WARM_WITH_JAX = (*WARM, "jax", "robostack.experts.ppo_expert")
 
@@ -248,7 +248,7 @@ def _read_log(run: Path) -> None:
 
 def _evaluation(folder: Path, out: Path) -> None:
     from robostack.evaluation.ledger import Ledger, to_record
-    from robostack.evaluation.report import write_report
+    from robostack.pages.evaluation import write_report
 
     copy = out / "evaluation"
     shutil.copytree(folder, copy, symlinks=True, copy_function=_copied)

@@ -11,7 +11,7 @@ from typing import Any
 
 from robostack.common.files import read_text
 from robostack.common.text import one_line, printable
-from robostack.evaluation.html_page import finite
+from robostack.pages.html import finite
 from robostack.policies.checkpoint import Checkpoint, TrainedOn
 
 

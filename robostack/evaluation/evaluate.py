@@ -25,8 +25,8 @@ from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor, Trained
 from robostack.evaluation.config import REPORT, SCRIPTED, EvalConfig, refuse_finished, results_folder
 from robostack.evaluation.films import film
 from robostack.evaluation.ledger import Cost, Ledger, Settings, to_record
-from robostack.evaluation.report import write_report
 from robostack.evaluation.rollout import Episode, run_episodes
+from robostack.pages.evaluation import write_report
 from robostack.policies.checkpoint import Checkpoint
 from robostack.runtime.chunks import newest, temporal_ensemble
 

@@ -17,7 +17,7 @@ from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.mixture import Mixture
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import Moments, WindowSampler
-from robostack.evaluation.inspection_console import describe_checkpoint, print_checkpoint
+from robostack.pages.inspection_console import describe_checkpoint, print_checkpoint
 from robostack.policies.act import ActConfig
 from robostack.policies.augment import augment
 from robostack.policies.checkpoint import POLICIES, Checkpoint, CheckpointError, Training

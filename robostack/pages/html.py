@@ -28,13 +28,13 @@ def write_page(path: Path | str, title: str, sections: Sequence[str]) -> None:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>{text(title)}</title>
 <style>
-{(_HERE / "report.css").read_text()}</style>
+{(_HERE / "page.css").read_text()}</style>
 </head>
 <body>
 <main>
 {"".join(sections)}</main>
 <script>
-{(_HERE / "report.js").read_text()}</script>
+{(_HERE / "page.js").read_text()}</script>
 </body>
 </html>
 """

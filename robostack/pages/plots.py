@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from robostack.common.extras import require_extra
-from robostack.evaluation.html_page import finite
+from robostack.pages.html import finite
 
 # matplotlib wants real colours; each of these stands for a variable of the page's style sheet and is replaced.
 _COLOURS = {"#010203": "var(--ink-soft)", "#010204": "var(--line)", "#010205": "var(--accent)"}

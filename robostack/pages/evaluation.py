@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robostack.evaluation.html_page import finite, number, text, write_page
-from robostack.evaluation.report_plots import training_curves
+from robostack.pages.html import finite, number, text, write_page
+from robostack.pages.plots import training_curves
 
 _CLIP_WIDTH = 288
 """Pixels of the narrowest column of films."""

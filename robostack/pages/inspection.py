@@ -17,7 +17,7 @@ import numpy as np
 
 from robostack.common.extras import require_extra
 from robostack.datasets.findings import Curve, Entry, FeatureSummary, Inspection, Picture, Problem
-from robostack.evaluation.html_page import number, text, write_page
+from robostack.pages.html import number, text, write_page
 
 DIMENSIONS_DRAWN = 96
 PROBLEMS_SHOWN = 100

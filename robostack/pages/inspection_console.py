@@ -17,8 +17,8 @@ from rich.text import Text
 from robostack.common.serialize import to_json
 from robostack.common.text import printable
 from robostack.datasets.findings import FeatureSummary, Inspection, Problem
-from robostack.evaluation.html_page import number
-from robostack.evaluation.inspection_page import bytes_text
+from robostack.pages.html import number
+from robostack.pages.inspection import bytes_text
 
 if TYPE_CHECKING:
     from robostack.policies.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from robostack.datasets.video import write_video
-from robostack.evaluation.report import write_report
+from robostack.pages.evaluation import write_report
 
 
 def make_summary(**changes: Any) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def test_a_missing_key_is_named_and_nothing_is_written(tmp_path):
 
 
 def test_a_page_without_matplotlib_says_how_to_get_curves(tmp_path, monkeypatch):
-    monkeypatch.setattr("robostack.evaluation.report.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("robostack.pages.evaluation.importlib.util.find_spec", lambda name: None)
     _, page = write_page(tmp_path, training_log=make_log())
     assert page.all("svg") == [] and "pip install 'robostack[report]'" in page.text
 
