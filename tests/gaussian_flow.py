@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robostack.core.flow import (
+from robostack.core.flow.paths import (
     CosinePath,
     DiscretePath,
     EDMPath,
@@ -14,7 +14,7 @@ from robostack.core.flow import (
     Prediction,
     squared_cosine_betas,
 )
-from robostack.core.flow_solvers import FlowModel
+from robostack.core.flow.solvers import FlowModel
 
 PATHS: dict[str, GaussianPath] = {
     "linear": LinearPath(),

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
-from robostack.core.flow import Field
+from robostack.core.flow.paths import Field
 
 
 @dataclass(frozen=True)

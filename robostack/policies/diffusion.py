@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
-from robostack.core.flow import DiscretePath, Field, Prediction, squared_cosine_betas
-from robostack.core.flow_guidance import clipped
-from robostack.core.flow_solvers import FlowModel, solve
-from robostack.core.flow_training import Weighting, flow_loss
+from robostack.core.flow.guidance import clipped
+from robostack.core.flow.paths import DiscretePath, Field, Prediction, squared_cosine_betas
+from robostack.core.flow.solvers import FlowModel, solve
+from robostack.core.flow.training import Weighting, flow_loss
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.core.unet import UNet, UNetConfig, step_embedding
 from robostack.datasets.windows import History

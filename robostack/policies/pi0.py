@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
 from robostack.core.attention import block_mask
-from robostack.core.flow import LinearPath
-from robostack.core.flow_solvers import Method, integrate
-from robostack.core.flow_training import TimeSampling, sample_time
+from robostack.core.flow.paths import LinearPath
+from robostack.core.flow.solvers import Method, integrate
+from robostack.core.flow.training import TimeSampling, sample_time
 from robostack.core.text import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History

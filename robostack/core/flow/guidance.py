@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robostack.core.flow import Field
-from robostack.core.flow_solvers import FlowModel
+from robostack.core.flow.paths import Field
+from robostack.core.flow.solvers import FlowModel
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(predicted data (batch, ...), t) ↦ what is to be made small, (batch,); each entry depends on its own row only."""

@@ -8,9 +8,9 @@ import torch
 from gaussian_flow import PATHS, full, gaussian_flow, gaussian_model
 from torch import Tensor
 
-from robostack.core.flow import DiscretePath, EDMPath, LinearPath, Prediction, squared_cosine_betas
-from robostack.core.flow_guidance import clipped
-from robostack.core.flow_solvers import (
+from robostack.core.flow.guidance import clipped
+from robostack.core.flow.paths import DiscretePath, EDMPath, LinearPath, Prediction, squared_cosine_betas
+from robostack.core.flow.solvers import (
     FlowModel,
     Method,
     Solver,
@@ -23,7 +23,7 @@ from robostack.core.flow_solvers import (
     solve,
     stochastic_heun,
 )
-from robostack.core.flow_training import Preconditioning
+from robostack.core.flow.training import Preconditioning
 
 F64 = torch.float64
 SMOOTH = ["linear", "cosine", "edm"]  # the discrete path has kinks, on which no order can be measured

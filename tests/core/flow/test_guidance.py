@@ -7,9 +7,9 @@ import torch
 from gaussian_flow import PATHS, full, gaussian_flow, gaussian_model
 from torch import Tensor
 
-from robostack.core.flow import LinearPath, Prediction
-from robostack.core.flow_guidance import classifier_free, clipped, inpainted, objective_guided, optimise_noise
-from robostack.core.flow_solvers import FlowModel, Solver, solve
+from robostack.core.flow.guidance import classifier_free, clipped, inpainted, objective_guided, optimise_noise
+from robostack.core.flow.paths import LinearPath, Prediction
+from robostack.core.flow.solvers import FlowModel, Solver, solve
 
 F64 = torch.float64
 

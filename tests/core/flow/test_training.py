@@ -6,8 +6,8 @@ import pytest
 import torch
 from gaussian_flow import PATHS
 
-from robostack.core.flow import LinearPath, Prediction
-from robostack.core.flow_training import (
+from robostack.core.flow.paths import LinearPath, Prediction
+from robostack.core.flow.training import (
     Preconditioning,
     flow_loss,
     loss_weight,

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robostack.core.flow import GaussianPath, PathSample, Prediction
+from robostack.core.flow.paths import GaussianPath, PathSample, Prediction
 
 TimeSampling = Literal["uniform", "beta", "logit_normal"]
 Weighting = Literal["velocity", "noise", "data", "edm", "min_snr"]

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robostack.core.flow import Field, GaussianPath, Prediction
+from robostack.core.flow.paths import Field, GaussianPath, Prediction
 
 Method = Literal["euler", "heun"]
 Solver = Literal["euler", "heun", "ddim", "dpm", "ddpm", "edm"]

@@ -7,7 +7,7 @@ from gaussian_flow import PATHS, full
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robostack.core.flow import CosinePath, DiscretePath, EDMPath, LinearPath, Prediction, squared_cosine_betas
+from robostack.core.flow.paths import CosinePath, DiscretePath, EDMPath, LinearPath, Prediction, squared_cosine_betas
 
 F64 = torch.float64
 KINDS: tuple[Prediction, ...] = ("velocity", "noise", "data")

@@ -1,0 +1,1 @@
+"""Flow and diffusion as one library: Gaussian paths, losses on them, solvers and guidance."""
