@@ -125,11 +125,11 @@ def expert(arguments: list[str]) -> int:
         as_json, arguments = _take_json(arguments)
         if len(arguments) != 2:
             raise ValueError("--resume takes the folder of a run and nothing else: its settings are its own")
-        from robostack.experts.ppo_training import resume
+        from robostack.experts.ppo.training import resume
 
         return _expert(Path(arguments[1]), lambda *told: resume(Path(arguments[1]), *told), as_json)
 
-    from robostack.experts.ppo_config import ExpertConfig, level_of
+    from robostack.experts.ppo.config import ExpertConfig, level_of
 
     settings = make_dataclass(
         "Expert", [("config", Annotated[ExpertConfig, OmitArgPrefixes]), ("json", Json, False)], frozen=True
@@ -137,7 +137,7 @@ def expert(arguments: list[str]) -> int:
     parsed = _parse("expert", settings, arguments)
     config: ExpertConfig = parsed.config
     level_of(config.env)  # a wrong name is told before JAX is imported
-    from robostack.experts.ppo_training import train as run
+    from robostack.experts.ppo.training import train as run
 
     return _expert(config.out, lambda *told: run(config, *told), parsed.json)
 
@@ -159,7 +159,7 @@ def _expert(out: Path, run: Callable[[Callable[[Any], None], Callable[[int, str]
             bar.update(update, max(update, updates), f"{what}; {solved}")
 
         run(report, stage)
-    from robostack.experts.ppo_checkpoint import ExpertCheckpoint
+    from robostack.experts.ppo.checkpoint import ExpertCheckpoint
 
     reached = ExpertCheckpoint.read(out).evaluation
     assert reached is not None  # as every finished run has

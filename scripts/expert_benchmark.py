@@ -30,10 +30,10 @@ from benchmark_pages import (
 )
 
 from robostack.common.files import write_file
-from robostack.experts.ppo_checkpoint import ExpertCheckpoint
-from robostack.experts.ppo_config import ExpertConfig
-from robostack.experts.ppo_expert import PpoExpert, play
-from robostack.experts.ppo_training import EVALUATION_SEED, read_log, resume, train, world_of
+from robostack.experts.ppo.acting import PpoExpert, play
+from robostack.experts.ppo.checkpoint import ExpertCheckpoint
+from robostack.experts.ppo.config import ExpertConfig
+from robostack.experts.ppo.training import EVALUATION_SEED, read_log, resume, train, world_of
 
 RUNS = Path("runs/experts")
 DELAYS = (0, 1, 2, 3, 4)

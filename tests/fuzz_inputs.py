@@ -230,9 +230,9 @@ def _expert(path: Path, task: str, more: float) -> None:
     from safetensors.numpy import save_file
 
     from robostack.common.serialize import to_json
-    from robostack.experts.actor_critic import ActorCritic, Statistics
-    from robostack.experts.ppo_checkpoint import FORMAT, tensors_of
-    from robostack.experts.ppo_config import ExpertConfig, PpoConfig
+    from robostack.experts.ppo.checkpoint import FORMAT, tensors_of
+    from robostack.experts.ppo.config import ExpertConfig, PpoConfig
+    from robostack.experts.ppo.network import ActorCritic, Statistics
 
     ppo = PpoConfig(widths=(8, 8))
     config = ExpertConfig(env="kinetix-s-h6_unicycle_right", out=Path("expert"), ppo=ppo)

@@ -45,7 +45,7 @@ WARM = (
     *("safetensors.torch", "robostack.cli", "robostack.training.trainer", "robostack.evaluation.evaluate"),
     *("robostack.datasets.convert", "robostack.pages.inspection", "robostack.datasets.lerobot_writer"),
 )
-WARM_WITH_JAX = (*WARM, "jax", "robostack.experts.ppo_expert")
+WARM_WITH_JAX = (*WARM, "jax", "robostack.experts.ppo.acting")
 
 
 def main(folder: Path, seed: int, trials: int, kinds: list[str]) -> int:
@@ -232,7 +232,7 @@ def _act(run: Path) -> None:
 
 def _load_expert(run: Path) -> None:
     from robostack.evaluation.evaluate import is_expert
-    from robostack.experts.ppo_checkpoint import ExpertCheckpoint
+    from robostack.experts.ppo.checkpoint import ExpertCheckpoint
 
     is_expert(str(run))
     checkpoint = ExpertCheckpoint.read(run)

@@ -160,7 +160,7 @@ def test_a_hundred_kills_lose_nothing_eval(forks: Forks, run: tuple[Path, Ran], 
 @pytest.mark.slow
 def test_a_hundred_kills_lose_nothing_expert(tmp_path: Path) -> None:
     """JAX's programs do not survive a fork: each run is a process of its own, killed once it has begun to work."""
-    from robostack.experts.ppo_checkpoint import ExpertCheckpoint
+    from robostack.experts.ppo.checkpoint import ExpertCheckpoint
 
     small = ["--worlds", "8", "--steps", "16", "--minibatches", "2", "--widths", "16"]
     sizes = ["--updates", "16", "--first-checkpoint", "2", "--evaluation-episodes", "4"]

@@ -167,7 +167,7 @@ class TrainedExpertActor:
     """An expert of `robostack expert`, which looks at every step."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
-        from robostack.experts.ppo_expert import PpoExpert
+        from robostack.experts.ppo.acting import PpoExpert
 
         self._expert, self._clock = PpoExpert.load(path), clock
         self.latencies_ms: list[float] = []

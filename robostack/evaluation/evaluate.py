@@ -121,7 +121,7 @@ def _subject(run: str, config: EvalConfig) -> _Subject:
         return _Subject("expert", partial(ExpertActor, config.env), settings)
     if is_expert(run):
         _refuse_chunk_flags(config)
-        from robostack.experts.ppo_checkpoint import newest as newest_expert
+        from robostack.experts.ppo.checkpoint import newest as newest_expert
 
         settings = replace(settings, checkpoint=name_checkpoint(newest_expert(Path(run)) / "expert.json"))
         return _Subject("expert", partial(TrainedExpertActor, Path(run)), settings)

@@ -276,7 +276,7 @@ def _demonstrations(
 
 def _played(config: CollectConfig, start: int) -> Generator[Demonstration]:
     """By trained experts, many at once in one program: always the same ones together, wherever it starts."""
-    from robostack.experts.ppo_expert import PpoExpert
+    from robostack.experts.ppo.acting import PpoExpert
 
     experts = [PpoExpert.load(path) for path in config.expert]
     kind = envs.vector_class(config.env)

@@ -47,7 +47,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """The four rows and sixty steps that tests/envs compile as well; everything in this process."""
     monkeypatch.setattr(KinetixVectorEnv, "together", 4)
     monkeypatch.setattr(KinetixVectorEnv, "evaluation", {"action_noise": 0.1, "max_episode_steps": STEPS})
-    monkeypatch.setattr("robostack.experts.ppo_expert.PpoExpert.load", lambda path: Player(float(Path(path).name)))
+    monkeypatch.setattr("robostack.experts.ppo.acting.PpoExpert.load", lambda path: Player(float(Path(path).name)))
     monkeypatch.setattr(rollout, "worker_pool", InProcess)
 
 
@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KinetixVectorEnv, "together", 4)
         patch.setattr(KinetixVectorEnv, "evaluation", {"action_noise": 0.1, "max_episode_steps": STEPS})
-        patch.setattr("robostack.experts.ppo_expert.PpoExpert.load", lambda path: Player(float(Path(path).name)))
+        patch.setattr("robostack.experts.ppo.acting.PpoExpert.load", lambda path: Player(float(Path(path).name)))
         experts = (Path("0.2"), Path("1.0"))
         collect(CollectConfig(ENV, folder / "data", episodes=4, expert=experts))
     config = TrainConfig((folder / "data",), folder / "run", steps=4, batch=8, log_every=2, threads=1)

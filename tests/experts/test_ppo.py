@@ -22,13 +22,13 @@ from robostack.cli import main
 from robostack.common.interrupt import Interrupted
 from robostack.envs.kinetix.levels import load_level
 from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, Transition
-from robostack.experts import ppo_training
-from robostack.experts.actor_critic import ActorCritic, Statistics
-from robostack.experts.ppo import Learner, Start, advantage, surrogate_loss, update_program
-from robostack.experts.ppo_checkpoint import ExpertCheckpoint, ExpertError, newest
-from robostack.experts.ppo_config import ExpertConfig, PpoConfig
-from robostack.experts.ppo_expert import Acting, PpoExpert, play, used_controls
-from robostack.experts.ppo_training import Report, read_log, resume, train
+from robostack.experts.ppo import training as ppo_training
+from robostack.experts.ppo.acting import Acting, PpoExpert, play, used_controls
+from robostack.experts.ppo.algorithm import Learner, Start, advantage, surrogate_loss, update_program
+from robostack.experts.ppo.checkpoint import ExpertCheckpoint, ExpertError, newest
+from robostack.experts.ppo.config import ExpertConfig, PpoConfig
+from robostack.experts.ppo.network import ActorCritic, Statistics
+from robostack.experts.ppo.training import Report, read_log, resume, train
 
 ENV = "kinetix-s-h6_unicycle_right"
 TINY = PpoConfig(worlds=8, steps=8, epochs=2, minibatches=2, widths=(16,), max_episode_steps=12, normalise=True)

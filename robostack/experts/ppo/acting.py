@@ -17,9 +17,9 @@ from robostack.common.intervals import wilson_interval
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.envs.kinetix.levels import Level
 from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, select, spread
-from robostack.experts.actor_critic import ActorCritic, Statistics
-from robostack.experts.ppo import Start, World, observed, step_worlds
-from robostack.experts.ppo_checkpoint import ExpertCheckpoint, ExpertError
+from robostack.experts.ppo.algorithm import Start, World, observed, step_worlds
+from robostack.experts.ppo.checkpoint import ExpertCheckpoint, ExpertError
+from robostack.experts.ppo.network import ActorCritic, Statistics
 
 MAX_DELAY = 4
 """Steps that an observation may be old in `play`."""

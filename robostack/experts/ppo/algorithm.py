@@ -19,8 +19,8 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from robostack.envs.kinetix.simulation import State, select, spread
-from robostack.experts.actor_critic import ActorCritic, Statistics
-from robostack.experts.ppo_config import PpoConfig
+from robostack.experts.ppo.config import PpoConfig
+from robostack.experts.ppo.network import ActorCritic, Statistics
 
 
 @runtime_checkable

@@ -31,9 +31,9 @@ from robostack.common.serialize import from_json, to_json
 from robostack.common.tensors import LARGEST_WEIGHT, Kind, Seal, differences, newest_checkpoint, read_kinds
 from robostack.common.text import one_line
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
-from robostack.experts.actor_critic import ActorCritic, Statistics
-from robostack.experts.ppo import Learner
-from robostack.experts.ppo_config import ExpertConfig
+from robostack.experts.ppo.algorithm import Learner
+from robostack.experts.ppo.config import ExpertConfig
+from robostack.experts.ppo.network import ActorCritic, Statistics
 
 FORMAT, EARLIER = "robostack-expert-2", "robostack-expert-1"
 RUN_FILE = "run.json"
@@ -47,7 +47,7 @@ class ExpertError(ValueError):
 
 @dataclass(frozen=True)
 class Played:
-    """What `robostack.experts.ppo_expert.play` found."""
+    """What `robostack.experts.ppo.acting.play` found."""
 
     episodes: int
     successes: int

@@ -26,8 +26,9 @@ from robostack.common.provenance import describe_run
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.envs.kinetix.levels import load_level
 from robostack.envs.kinetix.simulation import Simulation
-from robostack.experts.ppo import Learner, Metrics, Start, update_program
-from robostack.experts.ppo_checkpoint import (
+from robostack.experts.ppo.acting import Acting, play, used_controls
+from robostack.experts.ppo.algorithm import Learner, Metrics, Start, update_program
+from robostack.experts.ppo.checkpoint import (
     RUN_FILE,
     ExpertCheckpoint,
     ExpertError,
@@ -35,8 +36,7 @@ from robostack.experts.ppo_checkpoint import (
     Training,
     resume_command,
 )
-from robostack.experts.ppo_config import ExpertConfig, level_of
-from robostack.experts.ppo_expert import Acting, play, used_controls
+from robostack.experts.ppo.config import ExpertConfig, level_of
 
 __all__ = ["LOG_FILE", "Report", "read_log", "resume", "train", "world_of"]
 

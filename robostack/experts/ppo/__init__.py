@@ -1,0 +1,1 @@
+"""Proximal policy optimisation for Kinetix levels, in JAX: training, checkpoints, and experts that act."""
