@@ -203,8 +203,8 @@ def inspect(arguments: list[str]) -> int:
     """robostack inspect PATH: what is in a data set or a checkpoint, and what is wrong with it."""
     from robostack.common.progress import Bar
     from robostack.datasets.formats import Selection, open_reader
-    from robostack.datasets.inspection import InspectConfig
-    from robostack.datasets.inspection import inspect as run
+    from robostack.datasets.inspection.survey import InspectConfig
+    from robostack.datasets.inspection.survey import inspect as run
     from robostack.pages import inspection_console as show
 
     settings = make_dataclass(

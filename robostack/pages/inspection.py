@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from robostack.common.extras import require_extra
-from robostack.datasets.findings import Curve, Entry, FeatureSummary, Inspection, Picture, Problem
+from robostack.datasets.inspection.findings import Curve, Entry, FeatureSummary, Inspection, Picture, Problem
 from robostack.pages.html import number, text, write_page
 
 DIMENSIONS_DRAWN = 96

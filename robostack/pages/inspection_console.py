@@ -16,7 +16,7 @@ from rich.text import Text
 
 from robostack.common.serialize import to_json
 from robostack.common.text import printable
-from robostack.datasets.findings import FeatureSummary, Inspection, Problem
+from robostack.datasets.inspection.findings import FeatureSummary, Inspection, Problem
 from robostack.pages.html import number
 from robostack.pages.inspection import bytes_text
 

@@ -19,7 +19,7 @@ from robostack.datasets.aloha_hdf5 import (
     AlohaHdf5Writer,
 )
 from robostack.datasets.episodes import Appender, DataError, EpisodeReader, Feature
-from robostack.datasets.inspection import InspectConfig, inspect
+from robostack.datasets.inspection.survey import InspectConfig, inspect
 
 CAMERAS = ("cam_high", "cam_left_wrist")
 

@@ -17,7 +17,7 @@ from support import ARM_FEATURES, arm_tasks, make_arm_episode
 from robostack.datasets import lerobot_assembly
 from robostack.datasets.convert import ConvertConfig, convert
 from robostack.datasets.episodes import DataError, Feature
-from robostack.datasets.inspection import InspectConfig, inspect
+from robostack.datasets.inspection.survey import InspectConfig, inspect
 from robostack.datasets.lerobot_features import read_source
 from robostack.datasets.lerobot_reader import LeRobotReader
 from robostack.datasets.lerobot_writer import LeRobotWriter

@@ -14,7 +14,7 @@ from PIL import Image
 
 from robostack.common.extras import MissingExtraError
 from robostack.datasets.episodes import Feature
-from robostack.datasets.findings import Curve, Entry, FeatureSummary, Inspection, Picture, Problem
+from robostack.datasets.inspection.findings import Curve, Entry, FeatureSummary, Inspection, Picture, Problem
 from robostack.pages.inspection import DIMENSIONS_DRAWN, PROBLEMS_SHOWN, bytes_text, write_inspection
 
 WAVE = np.sin(np.arange(200) / 9)[:, None]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from robostack.datasets.episodes import DataError, Episode, Feature, FeatureError, Frames
-from robostack.datasets.findings import Inspection, Problem
-from robostack.datasets.inspection import FRAMES_DECODED, ROWS_KEPT, WIDEST, InspectConfig, inspect
+from robostack.datasets.inspection.findings import Inspection, Problem
+from robostack.datasets.inspection.survey import FRAMES_DECODED, ROWS_KEPT, WIDEST, InspectConfig, inspect
 from robostack.datasets.timing import check_times
 
 FEATURES = {

@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from robostack.common.text import one_line
 from robostack.datasets.episodes import Column, DataError, Episode, EpisodeReader, Feature, FeatureError, Frames
-from robostack.datasets.findings import (
+from robostack.datasets.inspection.findings import (
     KINDS,
     STEPS_KEPT,
     Curve,
