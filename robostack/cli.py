@@ -174,8 +174,8 @@ def _expert(out: Path, run: Callable[[Callable[[Any], None], Callable[[int, str]
 def convert(arguments: list[str]) -> int:
     """robostack convert SRC DST: between robostack, LeRobot, HDF5, Diffusion Policy Zarr; from videos."""
     from robostack.common.progress import Bar
-    from robostack.datasets.convert import ConvertConfig, Progress
-    from robostack.datasets.convert import convert as run
+    from robostack.datasets.formats.convert import ConvertConfig, Progress
+    from robostack.datasets.formats.convert import convert as run
 
     options = Annotated[ConvertConfig, OmitArgPrefixes, PositionalRequiredArgs]
     settings = make_dataclass("Convert", [("options", options), ("json", Json, False)], frozen=True)

@@ -260,7 +260,7 @@ def _make_aloha() -> Any:
 def _check_video() -> None:
     import numpy as np
 
-    from robostack.datasets.video import read_frames, write_video
+    from robostack.datasets.formats.video import read_frames, write_video
 
     frames = np.zeros((5, 64, 64, 3), np.uint8) + np.arange(0, 250, 50, dtype=np.uint8)[:, None, None, None]
     with tempfile.TemporaryDirectory() as folder:

@@ -21,9 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 WARM = (
-    *("robostack.cli", "robostack.experts.collect", "robostack.experts.aloha", "robostack.datasets.convert"),
+    *("robostack.cli", "robostack.experts.collect", "robostack.experts.aloha", "robostack.datasets.formats.convert"),
     *("robostack.datasets.lerobot_reader", "robostack.datasets.lerobot_writer", "robostack.datasets.aloha_hdf5"),
-    *("robostack.datasets.diffusion_policy", "robostack.datasets.inspection.survey", "robostack.training.trainer"),
+    *(
+        "robostack.datasets.formats.diffusion_policy",
+        "robostack.datasets.inspection.survey",
+        "robostack.training.trainer",
+    ),
     *("robostack.evaluation.evaluate", "robostack.pages.inspection", "robostack.evaluation.films"),
     *("robostack.pages.evaluation", "tyro", "torch", "torch._dynamo", "pyarrow.parquet", "h5py", "av", "PIL.Image"),
 )

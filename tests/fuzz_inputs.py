@@ -93,7 +93,7 @@ def _lerobot_v21(images: str) -> Callable[[Path, str, float], None]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from robostack.datasets.video import write_video
+        from robostack.datasets.formats.video import write_video
 
         described: dict[str, Any] = {
             key: {"dtype": feature.dtype, "shape": list(feature.shape) or [1], "names": list(feature.names) or None}

@@ -30,8 +30,8 @@ from robostack.bench import compare, measurement, take_turns
 from robostack.bench.lerobot import Loading, lerobot_name, lerobot_process, torchcodec_loads, writing_rate
 from robostack.common.extras import require_extra
 from robostack.common.processes import worker_pool
-from robostack.datasets.convert import ConvertConfig, convert
 from robostack.datasets.episodes import Feature
+from robostack.datasets.formats.convert import ConvertConfig, convert
 from robostack.datasets.lerobot_settings import Images
 from robostack.datasets.lerobot_writer import LeRobotWriter
 from robostack.datasets.store import EpisodeStore, EpisodeWriter

@@ -14,6 +14,7 @@ import numpy as np
 from robostack.datasets import lerobot_layout as layout
 from robostack.datasets import lerobot_places as places
 from robostack.datasets import lerobot_statistics as statistics
+from robostack.datasets.formats.video import exact_rate, join_videos
 from robostack.datasets.lerobot_features import numbers
 from robostack.datasets.lerobot_settings import (
     CODECS,
@@ -25,7 +26,6 @@ from robostack.datasets.lerobot_settings import (
     table_schema,
     write_json,
 )
-from robostack.datasets.video import exact_rate, join_videos
 
 _EPISODES_A_ROW_GROUP = 100
 

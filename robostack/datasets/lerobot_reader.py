@@ -29,14 +29,14 @@ from robostack.datasets.episodes import (
     FeatureError,
     Frames,
 )
+from robostack.datasets.formats.pictures import decode, decode_depth, header
+from robostack.datasets.formats.video_process import decode_at, read_header
 from robostack.datasets.lerobot_features import Source, numbers, read_source
 from robostack.datasets.lerobot_layout import read_metadata, with_own
 from robostack.datasets.lerobot_places import Place, Window
 from robostack.datasets.lerobot_tables import Tables
 from robostack.datasets.lerobot_values import shown
-from robostack.datasets.pictures import decode, decode_depth, header
 from robostack.datasets.timing import LARGEST_DEVIATION, check_times, resolves
-from robostack.datasets.video_process import decode_at, read_header
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -31,6 +31,8 @@ from robostack.common.extras import require_extra
 from robostack.common.text import one_line
 from robostack.datasets import lerobot_statistics as statistics
 from robostack.datasets.episodes import Column, DataError, Feature, check_episode, task_of_each_frame
+from robostack.datasets.formats.origin import FILE
+from robostack.datasets.formats.video import exact_rate, write_video
 from robostack.datasets.lerobot_assembly import Assembly
 from robostack.datasets.lerobot_settings import (
     CODECS,
@@ -44,8 +46,6 @@ from robostack.datasets.lerobot_settings import (
     table_schema,
     write_json,
 )
-from robostack.datasets.origin import FILE
-from robostack.datasets.video import exact_rate, write_video
 
 _STAGING = ".robostack"
 _TOLERANCE = 1e-4

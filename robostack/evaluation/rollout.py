@@ -138,7 +138,7 @@ def run_together(
         running = running & ~over
         step += 1
     for i, frames in films.items():
-        from robostack.datasets.video import write_video
+        from robostack.datasets.formats.video import write_video
 
         assert videos is not None
         write_video(videos[seeds[i]], frames, worlds.metadata["render_fps"] / VIDEO_STRIDE)

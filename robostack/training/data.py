@@ -10,9 +10,9 @@ from pathlib import Path
 
 from robostack.common.files import read_json, write_file
 from robostack.common.text import one_line
-from robostack.datasets.convert import ConvertConfig, Progress, convert
 from robostack.datasets.episodes import DataError
 from robostack.datasets.formats import detect
+from robostack.datasets.formats.convert import ConvertConfig, Progress, convert
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.timing import check_times, resolves
 from robostack.training.config import TrainConfig

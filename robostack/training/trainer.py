@@ -26,7 +26,7 @@ from robostack.common.interrupt import held_back, saying
 from robostack.common.provenance import describe_run
 from robostack.common.serialize import from_json, to_json
 from robostack.core.devices import pick_device
-from robostack.datasets.convert import Progress
+from robostack.datasets.formats.convert import Progress
 from robostack.policies.augment import augment
 from robostack.policies.checkpoint import RUN_FILE, Checkpoint, Resumed, Training, resume_command
 from robostack.policies.processor import Processor

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robostack.datasets.convert import ConvertConfig, convert
 from robostack.datasets.episodes import DataError, Feature, FeatureError
 from robostack.datasets.formats import open_reader
+from robostack.datasets.formats.convert import ConvertConfig, convert
 from robostack.datasets.hdf5_reader import Hdf5Reader
 from robostack.datasets.store import EpisodeStore
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from old_lerobot import TOP, camera, encoded, number_of, numbers, write_bars, write_old
 
-from robostack.datasets.convert import ConvertConfig, convert
 from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.formats.convert import ConvertConfig, convert
 from robostack.datasets.lerobot_reader import LeRobotReader
 from robostack.datasets.lerobot_writer import LeRobotWriter
 

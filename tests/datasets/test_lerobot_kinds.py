@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from old_lerobot import TOP, camera, encoded, number_of, numbers, write_bars, write_old
 
-from robostack.datasets.convert import ConvertConfig, convert
 from robostack.datasets.episodes import DataError, Feature, FeatureError, Frames
 from robostack.datasets.formats import open_reader
+from robostack.datasets.formats.convert import ConvertConfig, convert
 from robostack.datasets.lerobot_features import flat_names, read_source
 from robostack.datasets.lerobot_reader import LeRobotReader
 

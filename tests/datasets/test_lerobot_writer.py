@@ -368,8 +368,8 @@ def test_what_robostack_kept_beside_is_dropped_where_it_does_not_fit(whole, tmp_
 
 
 def test_a_round_trip_through_lerobot_changes_nothing(tmp_path):
-    from robostack.datasets.convert import ConvertConfig, convert
     from robostack.datasets.formats import open_reader
+    from robostack.datasets.formats.convert import ConvertConfig, convert
     from robostack.datasets.store import EpisodeWriter
 
     features = {

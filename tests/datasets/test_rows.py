@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from support import FEATURES, make_episode, write
 
 from robostack.datasets import rows as rows_module
-from robostack.datasets.convert import ConvertConfig, VerificationError, convert
 from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.formats.convert import ConvertConfig, VerificationError, convert
 from robostack.datasets.inspection.survey import inspect
 from robostack.datasets.store import INDEX, EpisodeStore, EpisodeWriter
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from robostack.common.extras import MissingExtraError
-from robostack.datasets.video import read_frames
+from robostack.datasets.formats.video import read_frames
 from robostack.evaluation.actors import ExpertActor, Look, PolicyActor
 from robostack.evaluation.config import EvalConfig, results_folder
 from robostack.evaluation.evaluate import evaluate, summarize, workers_on

@@ -9,8 +9,8 @@ from support import InProcess
 
 from robostack import envs
 from robostack.common.interrupt import Interrupted
+from robostack.datasets.formats.video import read_frames
 from robostack.datasets.store import EpisodeStore
-from robostack.datasets.video import read_frames
 from robostack.envs.kinetix.vector import KinetixVectorEnv
 from robostack.evaluation import rollout
 from robostack.evaluation.actors import PolicyActor

@@ -16,7 +16,7 @@ import pytest
 
 from robostack.common.files import DiskFullError
 from robostack.common.interrupt import Interrupted
-from robostack.datasets.video import write_video
+from robostack.datasets.formats.video import write_video
 from robostack.evaluation import evaluate as evaluation_module
 from robostack.evaluation import films as films_module
 from robostack.evaluation.config import EvalConfig

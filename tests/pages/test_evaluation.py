@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robostack.datasets.video import write_video
+from robostack.datasets.formats.video import write_video
 from robostack.pages.evaluation import write_report
 
 

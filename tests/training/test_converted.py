@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robostack.datasets.convert import ConvertConfig, convert
 from robostack.datasets.episodes import Feature
+from robostack.datasets.formats.convert import ConvertConfig, convert
 from robostack.datasets.store import EpisodeWriter
 from robostack.policies.pi0 import Pi0Config
 from robostack.training.config import TrainConfig

@@ -9,8 +9,8 @@ import pytest
 from support import write_reaching_data
 
 from robostack.cli import main
-from robostack.datasets.convert import ConvertConfig, convert
 from robostack.datasets.episodes import DataError
+from robostack.datasets.formats.convert import ConvertConfig, convert
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.pi0 import Pi0Config
 from robostack.training import data as training_data

@@ -29,7 +29,6 @@ import numpy as np
 from robostack.common.extras import require_extra
 from robostack.common.files import DiskFullError, inside, is_disk_full, refuse_taken, room_needed, sync
 from robostack.common.interrupt import saying
-from robostack.datasets.conversion_state import State as _State
 from robostack.datasets.episodes import (
     Appender,
     Column,
@@ -51,10 +50,11 @@ from robostack.datasets.formats import (
     open_reader,
     resume_writer,
 )
+from robostack.datasets.formats.conversion_state import State as _State
+from robostack.datasets.formats.verification import LOSSY_BOUND, VerificationError
+from robostack.datasets.formats.verification import verify as _verify
 from robostack.datasets.store import EpisodeStore
 from robostack.datasets.timing import LARGEST_DEVIATION, check_times, deviation, resolves
-from robostack.datasets.verification import LOSSY_BOUND, VerificationError
-from robostack.datasets.verification import verify as _verify
 
 __all__ = ["ConvertConfig", "Converted", "DiskFullError", "Progress", "VerificationError", "convert"]
 

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import BZ2, LZ4, LZMA, Blosc, GZip, Zlib, Zstd
 
-from robostack.datasets.convert import ConvertConfig, convert
-from robostack.datasets.diffusion_policy import DiffusionPolicyReader, DiffusionPolicyWriter
 from robostack.datasets.episodes import DataError, EpisodeReader, Feature
 from robostack.datasets.formats import open_reader
+from robostack.datasets.formats.convert import ConvertConfig, convert
+from robostack.datasets.formats.diffusion_policy import DiffusionPolicyReader, DiffusionPolicyWriter
 
 LENGTHS = (7, 3, 5)
 

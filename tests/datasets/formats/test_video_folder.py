@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robostack.datasets.convert import ConvertConfig, convert
 from robostack.datasets.episodes import DataError
 from robostack.datasets.formats import open_reader
+from robostack.datasets.formats.convert import ConvertConfig, convert
+from robostack.datasets.formats.video import read_frames, write_video
 from robostack.datasets.store import EpisodeStore
-from robostack.datasets.video import read_frames, write_video
 from robostack.policies.processor import Processor
 
 

@@ -21,11 +21,11 @@ from support import write
 
 from robostack.common.interrupt import Interrupted
 from robostack.datasets import aloha_hdf5
-from robostack.datasets import convert as module
 from robostack.datasets.aloha_hdf5 import ARM_NAMES, BASE_NAMES, AlohaHdf5Writer
-from robostack.datasets.convert import ConvertConfig, DiskFullError, Progress, VerificationError, convert
 from robostack.datasets.episodes import DataError, Episode, EpisodeReader, Feature, Frames
 from robostack.datasets.formats import FORMATS, Recording, create_writer, open_reader
+from robostack.datasets.formats import convert as module
+from robostack.datasets.formats.convert import ConvertConfig, DiskFullError, Progress, VerificationError, convert
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 
 LENGTHS = (4, 6, 3)
@@ -255,7 +255,7 @@ def test_a_damaged_episode_is_named_and_can_be_left_out(tmp_path: Path, damage, 
 @pytest.fixture
 def one_frame_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that one frame can be lost."""
-    monkeypatch.setattr("robostack.datasets.diffusion_policy._IMAGE_CHUNK_BYTES", 1)
+    monkeypatch.setattr("robostack.datasets.formats.diffusion_policy._IMAGE_CHUNK_BYTES", 1)
 
 
 def test_pixels_that_are_damaged_leave_the_episode_out(tmp_path: Path, one_frame_a_chunk: None) -> None:

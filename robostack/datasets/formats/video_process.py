@@ -29,7 +29,7 @@ from jaxtyping import Shaped
 from robostack.common.files import check_regular
 from robostack.common.text import one_line
 from robostack.datasets.episodes import DataError
-from robostack.datasets.video import VideoHeader, frames_at, video_header
+from robostack.datasets.formats.video import VideoHeader, frames_at, video_header
 
 PATIENCE = 60.0
 """Seconds without a frame after which a child is taken to hang."""
@@ -106,7 +106,7 @@ class _Child:
         search = os.pathsep.join(path or os.getcwd() for path in sys.path)
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from robostack.datasets.video_process import serve; serve()"],
+            [sys.executable, "-c", "from robostack.datasets.formats.video_process import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

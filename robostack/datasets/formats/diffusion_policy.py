@@ -37,9 +37,9 @@ from robostack.datasets.episodes import (
     in_blocks,
     task_of_each_frame,
 )
-from robostack.datasets.origin import checked, lasting
-from robostack.datasets.pictures import PictureForm
-from robostack.datasets.zarr_files import ZarrFiles
+from robostack.datasets.formats.origin import checked, lasting
+from robostack.datasets.formats.pictures import PictureForm
+from robostack.datasets.formats.zarr_files import ZarrFiles
 
 # What Diffusion Policy calls "disk"; any Zarr library reads it. Its own data has some hundred frames in a chunk.
 _COMPRESSOR = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)

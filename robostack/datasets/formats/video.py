@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from robostack.common.extras import require_extra
-from robostack.datasets.pictures import LARGEST_PICTURE
+from robostack.datasets.formats.pictures import LARGEST_PICTURE
 
 
 @dataclass(frozen=True)

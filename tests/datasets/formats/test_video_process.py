@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from old_lerobot import write_bars
 
-from robostack.datasets import video_process
 from robostack.datasets.episodes import DataError
-from robostack.datasets.video import frames_at, video_header
-from robostack.datasets.video_process import DecoderDiedError, decode_at, read_header
+from robostack.datasets.formats import video_process
+from robostack.datasets.formats.video import frames_at, video_header
+from robostack.datasets.formats.video_process import DecoderDiedError, decode_at, read_header
 
 BEAT = [i / 10 for i in range(30)]
 
@@ -121,7 +121,7 @@ def test_it_ends_with_its_parent(film):
     program = """
 import os, sys
 from pathlib import Path
-from robostack.datasets import video_process
+from robostack.datasets.formats import video_process
 frames = video_process.decode_at(Path(sys.argv[1]), [i / 10 for i in range(30)], 0.049)
 next(frames)
 other = video_process._Child()

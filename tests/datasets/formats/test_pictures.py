@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from robostack.datasets.episodes import DataError
-from robostack.datasets.pictures import PictureForm, channel_axis, decode, decode_depth, decoded_size
+from robostack.datasets.formats.pictures import PictureForm, channel_axis, decode, decode_depth, decoded_size
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 GRAY = RGB[..., 0]

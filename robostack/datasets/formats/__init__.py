@@ -26,8 +26,8 @@ from robostack.datasets.episodes import (
     FeatureError,
     Frames,
 )
+from robostack.datasets.formats.origin import note, noted
 from robostack.datasets.hdf5 import SUFFIXES
-from robostack.datasets.origin import note, noted
 
 
 @dataclass(frozen=True)
@@ -318,19 +318,19 @@ def _is_diffusion_policy(path: Path) -> bool:
 
 
 def _read_diffusion_policy(path: Path) -> EpisodeReader:
-    from robostack.datasets.diffusion_policy import DiffusionPolicyReader
+    from robostack.datasets.formats.diffusion_policy import DiffusionPolicyReader
 
     return DiffusionPolicyReader(path)
 
 
 def _create_diffusion_policy(path: Path, recording: Recording, _: str) -> Appender:
-    from robostack.datasets.diffusion_policy import DiffusionPolicyWriter
+    from robostack.datasets.formats.diffusion_policy import DiffusionPolicyWriter
 
     return DiffusionPolicyWriter(path, recording.features, recording.fps, recording.robot, recording.provenance)
 
 
 def _resume_diffusion_policy(path: Path) -> Appender:
-    from robostack.datasets.diffusion_policy import DiffusionPolicyWriter
+    from robostack.datasets.formats.diffusion_policy import DiffusionPolicyWriter
 
     return DiffusionPolicyWriter.resume(path)
 
@@ -387,7 +387,7 @@ FORMATS: Mapping[str, Format] = {
 
 
 def _is_videos(path: Path) -> bool:
-    from robostack.datasets.videos import SUFFIXES as VIDEOS
+    from robostack.datasets.formats.video_folder import SUFFIXES as VIDEOS
 
     here = [path] if path.is_file() else [*path.iterdir()]
     below = [file for folder in here if folder.is_dir() for file in folder.iterdir()]
@@ -395,7 +395,7 @@ def _is_videos(path: Path) -> bool:
 
 
 def _read_videos(path: Path) -> EpisodeReader:
-    from robostack.datasets.videos import VideosReader
+    from robostack.datasets.formats.video_folder import VideosReader
 
     return VideosReader(path)
 

@@ -5,7 +5,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from robostack.datasets.video import H264, Codec, decode_frames, join_videos, read_frames, video_end, write_video
+from robostack.datasets.formats.video import (
+    H264,
+    Codec,
+    decode_frames,
+    join_videos,
+    read_frames,
+    video_end,
+    write_video,
+)
 
 LOSSLESS = Codec("libx264rgb", "rgb24", {"crf": "0", "preset": "veryfast", "bf": "0"}, key_frames=4)
 H264_IN_ORDER = Codec("libx264", "yuv420p", {**H264.options, "bf": "0"})
