@@ -22,7 +22,11 @@ from typing import Any
 
 WARM = (
     *("robostack.cli", "robostack.experts.collect", "robostack.experts.aloha", "robostack.datasets.formats.convert"),
-    *("robostack.datasets.lerobot_reader", "robostack.datasets.lerobot_writer", "robostack.datasets.aloha_hdf5"),
+    *(
+        "robostack.datasets.lerobot_reader",
+        "robostack.datasets.lerobot_writer",
+        "robostack.datasets.formats.hdf5.aloha",
+    ),
     *(
         "robostack.datasets.formats.diffusion_policy",
         "robostack.datasets.inspection.survey",

@@ -26,8 +26,8 @@ from robostack.datasets.episodes import (
     FeatureError,
     Frames,
 )
+from robostack.datasets.formats.hdf5.files import SUFFIXES
 from robostack.datasets.formats.origin import note, noted
-from robostack.datasets.hdf5 import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -287,13 +287,13 @@ def _is_hdf5(path: Path) -> bool:
 
 
 def _read_aloha(path: Path) -> EpisodeReader:
-    from robostack.datasets.aloha_hdf5 import AlohaHdf5Reader
+    from robostack.datasets.formats.hdf5.aloha import AlohaHdf5Reader
 
     return AlohaHdf5Reader(path)
 
 
 def _create_aloha(path: Path, recording: Recording, images: Any) -> Appender:
-    from robostack.datasets.aloha_hdf5 import AlohaHdf5Writer
+    from robostack.datasets.formats.hdf5.aloha import AlohaHdf5Writer
 
     writer = AlohaHdf5Writer(path, recording.features, recording.fps, recording.robot, images, recording.provenance)
     note(path, recording.provenance)
@@ -301,7 +301,7 @@ def _create_aloha(path: Path, recording: Recording, images: Any) -> Appender:
 
 
 def _resume_aloha(path: Path) -> Appender:
-    from robostack.datasets.aloha_hdf5 import AlohaHdf5Writer
+    from robostack.datasets.formats.hdf5.aloha import AlohaHdf5Writer
 
     return AlohaHdf5Writer.resume(path)
 

@@ -20,9 +20,9 @@ import numpy as np
 from robostack.common.extras import require_extra
 from robostack.common.text import one_line
 from robostack.datasets.episodes import IMAGES, Column, DataError, Episode, Feature, Frames
+from robostack.datasets.formats.hdf5.files import natural
 from robostack.datasets.formats.video import VideoHeader, exact_rate
 from robostack.datasets.formats.video_process import decode_at, read_header
-from robostack.datasets.hdf5 import natural
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 SAME_RATE = 2e-3

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from support import write
 
 from robostack.common.interrupt import Interrupted
-from robostack.datasets import aloha_hdf5
-from robostack.datasets.aloha_hdf5 import ARM_NAMES, BASE_NAMES, AlohaHdf5Writer
 from robostack.datasets.episodes import DataError, Episode, EpisodeReader, Feature, Frames
 from robostack.datasets.formats import FORMATS, Recording, create_writer, open_reader
 from robostack.datasets.formats import convert as module
 from robostack.datasets.formats.convert import ConvertConfig, DiskFullError, Progress, VerificationError, convert
+from robostack.datasets.formats.hdf5 import aloha as aloha_hdf5
+from robostack.datasets.formats.hdf5.aloha import ARM_NAMES, BASE_NAMES, AlohaHdf5Writer
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 
 LENGTHS = (4, 6, 3)
@@ -371,7 +371,7 @@ def test_a_full_disk_is_told_and_what_was_done_is_kept(tmp_path: Path, monkeypat
     places = {
         "robostack": ("robostack.datasets.rows.os.pwrite", module.os.pwrite, 18),
         "lerobot": ("robostack.datasets.lerobot_writer._encoded", None, 6),
-        "aloha": ("robostack.datasets.aloha_hdf5.os.posix_fallocate", module.os.posix_fallocate, 2),
+        "aloha": ("robostack.datasets.formats.hdf5.aloha.os.posix_fallocate", module.os.posix_fallocate, 2),
         "diffusion-policy": ("zarr.Array.__setitem__", zarr.Array.__setitem__, 6),
     }
     target, function, calls = places[to]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robostack.datasets.aloha_hdf5 import (
+from robostack.datasets.episodes import Appender, DataError, EpisodeReader, Feature
+from robostack.datasets.formats.hdf5.aloha import (
     ARM_NAMES,
     ARM_UNITS,
     BASE_NAMES,
@@ -18,7 +19,6 @@ from robostack.datasets.aloha_hdf5 import (
     AlohaHdf5Reader,
     AlohaHdf5Writer,
 )
-from robostack.datasets.episodes import Appender, DataError, EpisodeReader, Feature
 from robostack.datasets.inspection.survey import InspectConfig, inspect
 
 CAMERAS = ("cam_high", "cam_left_wrist")
@@ -318,7 +318,7 @@ def test_a_failed_append_is_not_there_and_resume_goes_on(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"robostack.datasets.aloha_hdf5.{where}", full)
+        patch.setattr(f"robostack.datasets.formats.hdf5.aloha.{where}", full)
         with pytest.raises(OSError, match="No space"):
             copy(reader, writer, range(1, 2))
     (tmp_path / "data" / ".episode_1.hdf5.partial").write_bytes(b"a kill leaves it")

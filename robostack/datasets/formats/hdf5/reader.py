@@ -33,7 +33,7 @@ from robostack.datasets.episodes import (
     FeatureError,
     Frames,
 )
-from robostack.datasets.hdf5 import (
+from robostack.datasets.formats.hdf5.files import (
     arrays_below,
     attribute,
     check_array,
@@ -44,7 +44,16 @@ from robostack.datasets.hdf5 import (
     read_rows,
     text,
 )
-from robostack.datasets.hdf5_layout import ACTIONS, ARRAYS, BASE, OBSERVATIONS, Pictures, feature_of, key_of, with_base
+from robostack.datasets.formats.hdf5.layout import (
+    ACTIONS,
+    ARRAYS,
+    BASE,
+    OBSERVATIONS,
+    Pictures,
+    feature_of,
+    key_of,
+    with_base,
+)
 
 if TYPE_CHECKING:
     import h5py

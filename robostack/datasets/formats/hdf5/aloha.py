@@ -40,8 +40,8 @@ from robostack.datasets.episodes import (
     in_blocks,
     task_of_each_frame,
 )
-from robostack.datasets.hdf5_layout import ARM_NAMES, ARM_UNITS, ARRAYS, BASE_NAMES, BASE_UNITS
-from robostack.datasets.hdf5_reader import Hdf5Reader
+from robostack.datasets.formats.hdf5.layout import ARM_NAMES, ARM_UNITS, ARRAYS, BASE_NAMES, BASE_UNITS
+from robostack.datasets.formats.hdf5.reader import Hdf5Reader
 
 if TYPE_CHECKING:
     import h5py

@@ -16,7 +16,7 @@ from PIL import Image
 from robostack.datasets.episodes import DataError, Feature, FeatureError
 from robostack.datasets.formats import open_reader
 from robostack.datasets.formats.convert import ConvertConfig, convert
-from robostack.datasets.hdf5_reader import Hdf5Reader
+from robostack.datasets.formats.hdf5.reader import Hdf5Reader
 from robostack.datasets.store import EpisodeStore
 
 T = 6

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from robostack.datasets.episodes import IMAGES, DataError, Feature
+from robostack.datasets.formats.hdf5.files import is_bytes, is_text, words
 from robostack.datasets.formats.pictures import PictureForm, decode, decode_depth
-from robostack.datasets.hdf5 import is_bytes, is_text, words
 
 if TYPE_CHECKING:
     import h5py

@@ -1,0 +1,1 @@
+"""HDF5 recordings: ALOHA, robomimic, ManiSkill and others of their kind."""
