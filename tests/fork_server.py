@@ -23,8 +23,8 @@ from typing import Any
 WARM = (
     *("robostack.cli", "robostack.experts.collect", "robostack.experts.aloha", "robostack.datasets.formats.convert"),
     *(
-        "robostack.datasets.lerobot_reader",
-        "robostack.datasets.lerobot_writer",
+        "robostack.datasets.formats.lerobot.reader",
+        "robostack.datasets.formats.lerobot.writer",
         "robostack.datasets.formats.hdf5.aloha",
     ),
     *(

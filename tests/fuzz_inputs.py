@@ -77,7 +77,7 @@ def _store(path: Path, task: str, more: float) -> None:
 
 def _lerobot(images: str, codec: str = "libx264") -> Callable[[Path, str, float], None]:
     def write(path: Path, task: str, more: float) -> None:
-        from robostack.datasets.lerobot_writer import LeRobotWriter
+        from robostack.datasets.formats.lerobot.writer import LeRobotWriter
 
         chosen: dict[str, Any] = {"images": images} | ({"codec": codec} if images == "video" else {})
         writer = LeRobotWriter(path, _features(depth=False), fps=10, robot="arm", **chosen)

@@ -43,7 +43,7 @@ AT_ONCE = 2
 WARM = (
     *("torch", "torch._dynamo", "pyarrow.parquet", "pyarrow.dataset", "h5py", "zarr", "av", "PIL.Image", "tyro"),
     *("safetensors.torch", "robostack.cli", "robostack.training.trainer", "robostack.evaluation.evaluate"),
-    *("robostack.datasets.formats.convert", "robostack.pages.inspection", "robostack.datasets.lerobot_writer"),
+    *("robostack.datasets.formats.convert", "robostack.pages.inspection", "robostack.datasets.formats.lerobot.writer"),
 )
 WARM_WITH_JAX = (*WARM, "jax", "robostack.experts.ppo.acting")
 

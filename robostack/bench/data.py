@@ -32,8 +32,8 @@ from robostack.common.extras import require_extra
 from robostack.common.processes import worker_pool
 from robostack.datasets.episodes import Feature
 from robostack.datasets.formats.convert import ConvertConfig, convert
-from robostack.datasets.lerobot_settings import Images
-from robostack.datasets.lerobot_writer import LeRobotWriter
+from robostack.datasets.formats.lerobot.settings import Images
+from robostack.datasets.formats.lerobot.writer import LeRobotWriter
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import Windows, WindowSampler
 

@@ -261,13 +261,13 @@ def _resume_robostack(path: Path) -> Appender:
 
 
 def _read_lerobot(path: Path) -> EpisodeReader:
-    from robostack.datasets.lerobot_reader import LeRobotReader
+    from robostack.datasets.formats.lerobot.reader import LeRobotReader
 
     return LeRobotReader(path)
 
 
 def _create_lerobot(path: Path, recording: Recording, images: Any) -> Appender:
-    from robostack.datasets.lerobot_writer import LeRobotWriter
+    from robostack.datasets.formats.lerobot.writer import LeRobotWriter
 
     assert recording.fps is not None
     writer = LeRobotWriter(path, recording.features, recording.fps, recording.robot, images)
@@ -276,7 +276,7 @@ def _create_lerobot(path: Path, recording: Recording, images: Any) -> Appender:
 
 
 def _resume_lerobot(path: Path) -> Appender:
-    from robostack.datasets.lerobot_writer import LeRobotWriter
+    from robostack.datasets.formats.lerobot.writer import LeRobotWriter
 
     return LeRobotWriter.resume(path)
 

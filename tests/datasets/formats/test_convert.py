@@ -370,7 +370,7 @@ def test_a_full_disk_is_told_and_what_was_done_is_kept(tmp_path: Path, monkeypat
     full = OSError(errno.ENOSPC, "No space left on device")
     places = {
         "robostack": ("robostack.datasets.rows.os.pwrite", module.os.pwrite, 18),
-        "lerobot": ("robostack.datasets.lerobot_writer._encoded", None, 6),
+        "lerobot": ("robostack.datasets.formats.lerobot.writer._encoded", None, 6),
         "aloha": ("robostack.datasets.formats.hdf5.aloha.os.posix_fallocate", module.os.posix_fallocate, 2),
         "diffusion-policy": ("zarr.Array.__setitem__", zarr.Array.__setitem__, 6),
     }

@@ -21,11 +21,11 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
 
 from robostack.datasets.episodes import BOOKKEEPING, DataError, Feature, Frames
+from robostack.datasets.formats.lerobot.features import DepthCodes
+from robostack.datasets.formats.lerobot.reader import LeRobotReader
+from robostack.datasets.formats.lerobot.statistics import PictureStatistics, sampled
+from robostack.datasets.formats.lerobot.writer import LeRobotWriter
 from robostack.datasets.formats.video import _decoded, frames_at, write_video
-from robostack.datasets.lerobot_features import DepthCodes
-from robostack.datasets.lerobot_reader import LeRobotReader
-from robostack.datasets.lerobot_statistics import PictureStatistics, sampled
-from robostack.datasets.lerobot_writer import LeRobotWriter
 
 LENGTHS = (9, 12, 7)
 TOP = "observation.images.top"
@@ -340,7 +340,7 @@ def test_reading_a_video_is_linear_in_its_frames(tmp_path, monkeypatch):
             yield frame
 
     monkeypatch.setattr("robostack.datasets.formats.video._decoded", counting)
-    monkeypatch.setattr("robostack.datasets.lerobot_reader.decode_at", frames_at)  # in this process
+    monkeypatch.setattr("robostack.datasets.formats.lerobot.reader.decode_at", frames_at)  # in this process
     reader = LeRobotReader(path)
     for index in range(3):
         assert sum(1 for _ in reader.read_episode(index).columns[TOP]) == LENGTHS[index]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from robostack.datasets.episodes import BOOKKEEPING, DataError, Feature
+from robostack.datasets.formats.lerobot.features import NUMBERS
 from robostack.datasets.formats.video import COLOURS, Codec
-from robostack.datasets.lerobot_features import NUMBERS
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -21,10 +21,10 @@ from typing import Any
 from robostack.common.files import read_json, read_json_lines
 from robostack.common.text import one_line
 from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.formats.lerobot.features import Source
+from robostack.datasets.formats.lerobot.places import Place, read_places, read_table
+from robostack.datasets.formats.lerobot.values import real, shown, whole
 from robostack.datasets.formats.origin import FILE
-from robostack.datasets.lerobot_features import Source
-from robostack.datasets.lerobot_places import Place, read_places, read_table
-from robostack.datasets.lerobot_values import real, shown, whole
 
 VERSIONS = ("v3.0", "v2.1", "v2.0")
 FILES_A_CHUNK = 1000

@@ -13,12 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import ARM_FEATURES, arm_tasks, make_arm_episode
 
-from robostack.datasets import lerobot_assembly, lerobot_settings, lerobot_writer
 from robostack.datasets.episodes import Appender, DataError, EpisodeReader, Feature, Frames
-from robostack.datasets.lerobot_features import NUMBERS
-from robostack.datasets.lerobot_reader import LeRobotReader
-from robostack.datasets.lerobot_statistics import of_numbers
-from robostack.datasets.lerobot_writer import LeRobotWriter
+from robostack.datasets.formats.lerobot import assembly as lerobot_assembly
+from robostack.datasets.formats.lerobot import settings as lerobot_settings
+from robostack.datasets.formats.lerobot import writer as lerobot_writer
+from robostack.datasets.formats.lerobot.features import NUMBERS
+from robostack.datasets.formats.lerobot.reader import LeRobotReader
+from robostack.datasets.formats.lerobot.statistics import of_numbers
+from robostack.datasets.formats.lerobot.writer import LeRobotWriter
 
 LENGTHS = (9, 12, 7)
 TOP = "observation.images.top"
@@ -189,7 +191,7 @@ append(writer := begin(Path(sys.argv[1])), 0)
 episode = make_arm_episode(12, 1)
 writer.append({**episode, TOP: Frames(episode[TOP].shape, lambda: dying(episode[TOP]))}, "reach")
 """
-    tests = Path(__file__).parents[1]
+    tests = Path(__file__).parents[3]
     path = f"{tests.parent}:{tests}:{tests / 'datasets'}"
     killed = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "data"), str(tests)], env={"PYTHONPATH": path}
@@ -227,7 +229,7 @@ def test_files_and_row_groups_begin_anew_at_their_limits(tmp_path, monkeypatch):
     monkeypatch.setattr(lerobot_assembly, "VIDEO_FILE", 1)
     monkeypatch.setattr(lerobot_assembly, "_EPISODES_A_ROW_GROUP", 1)
     monkeypatch.setattr(lerobot_writer, "ROW_GROUP", 2000)
-    monkeypatch.setattr("robostack.datasets.lerobot_layout.FILES_A_CHUNK", 2)
+    monkeypatch.setattr("robostack.datasets.formats.lerobot.layout.FILES_A_CHUNK", 2)
     names = [f"chunk-{name}" for name in ("000/file-000", "000/file-001", "001/file-000")]
     for images in ("video", "png"):
         files = contents(write(tmp_path / images, images=images))

@@ -14,7 +14,7 @@ import numpy as np
 
 from robostack.common.files import check_regular
 from robostack.datasets.episodes import LARGEST_FRAME, DataError, FeatureError
-from robostack.datasets.lerobot_places import Place
+from robostack.datasets.formats.lerobot.places import Place
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from support import ARM_FEATURES, arm_tasks, make_arm_episode
 
-from robostack.datasets import lerobot_assembly
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.formats.convert import ConvertConfig, convert
+from robostack.datasets.formats.lerobot import assembly as lerobot_assembly
+from robostack.datasets.formats.lerobot.features import read_source
+from robostack.datasets.formats.lerobot.reader import LeRobotReader
+from robostack.datasets.formats.lerobot.writer import LeRobotWriter
 from robostack.datasets.formats.video import read_frames, write_video
 from robostack.datasets.inspection.survey import InspectConfig, inspect
-from robostack.datasets.lerobot_features import read_source
-from robostack.datasets.lerobot_reader import LeRobotReader
-from robostack.datasets.lerobot_writer import LeRobotWriter
 
 LENGTHS = (9, 12, 7)
 TOP = "observation.images.top"

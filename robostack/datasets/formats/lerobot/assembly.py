@@ -11,12 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from robostack.datasets import lerobot_layout as layout
-from robostack.datasets import lerobot_places as places
-from robostack.datasets import lerobot_statistics as statistics
-from robostack.datasets.formats.video import exact_rate, join_videos
-from robostack.datasets.lerobot_features import numbers
-from robostack.datasets.lerobot_settings import (
+from robostack.datasets.formats.lerobot import layout, places, statistics
+from robostack.datasets.formats.lerobot.features import numbers
+from robostack.datasets.formats.lerobot.settings import (
     CODECS,
     DATA_FILE,
     MEGABYTE,
@@ -26,6 +23,7 @@ from robostack.datasets.lerobot_settings import (
     table_schema,
     write_json,
 )
+from robostack.datasets.formats.video import exact_rate, join_videos
 
 _EPISODES_A_ROW_GROUP = 100
 

@@ -29,12 +29,10 @@ import numpy as np
 
 from robostack.common.extras import require_extra
 from robostack.common.text import one_line
-from robostack.datasets import lerobot_statistics as statistics
 from robostack.datasets.episodes import Column, DataError, Feature, check_episode, task_of_each_frame
-from robostack.datasets.formats.origin import FILE
-from robostack.datasets.formats.video import exact_rate, write_video
-from robostack.datasets.lerobot_assembly import Assembly
-from robostack.datasets.lerobot_settings import (
+from robostack.datasets.formats.lerobot import statistics
+from robostack.datasets.formats.lerobot.assembly import Assembly
+from robostack.datasets.formats.lerobot.settings import (
     CODECS,
     ROW_GROUP,
     CodecName,
@@ -46,6 +44,8 @@ from robostack.datasets.lerobot_settings import (
     table_schema,
     write_json,
 )
+from robostack.datasets.formats.origin import FILE
+from robostack.datasets.formats.video import exact_rate, write_video
 
 _STAGING = ".robostack"
 _TOLERANCE = 1e-4

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt16
 
 from robostack.datasets.episodes import IMAGES, DataError, Feature, FeatureError, unique_names
+from robostack.datasets.formats.lerobot.values import real, shown, whole
 from robostack.datasets.formats.pictures import PictureForm, channel_axis
-from robostack.datasets.lerobot_values import real, shown, whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -29,13 +29,13 @@ from robostack.datasets.episodes import (
     FeatureError,
     Frames,
 )
+from robostack.datasets.formats.lerobot.features import Source, numbers, read_source
+from robostack.datasets.formats.lerobot.layout import read_metadata, with_own
+from robostack.datasets.formats.lerobot.places import Place, Window
+from robostack.datasets.formats.lerobot.tables import Tables
+from robostack.datasets.formats.lerobot.values import shown
 from robostack.datasets.formats.pictures import decode, decode_depth, header
 from robostack.datasets.formats.video_process import decode_at, read_header
-from robostack.datasets.lerobot_features import Source, numbers, read_source
-from robostack.datasets.lerobot_layout import read_metadata, with_own
-from robostack.datasets.lerobot_places import Place, Window
-from robostack.datasets.lerobot_tables import Tables
-from robostack.datasets.lerobot_values import shown
 from robostack.datasets.timing import LARGEST_DEVIATION, check_times, resolves
 
 if TYPE_CHECKING:

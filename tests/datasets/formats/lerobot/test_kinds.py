@@ -14,8 +14,8 @@ from old_lerobot import TOP, camera, encoded, number_of, numbers, write_bars, wr
 from robostack.datasets.episodes import DataError, Feature, FeatureError, Frames
 from robostack.datasets.formats import open_reader
 from robostack.datasets.formats.convert import ConvertConfig, convert
-from robostack.datasets.lerobot_features import flat_names, read_source
-from robostack.datasets.lerobot_reader import LeRobotReader
+from robostack.datasets.formats.lerobot.features import flat_names, read_source
+from robostack.datasets.formats.lerobot.reader import LeRobotReader
 
 # Texts of meta/
 
@@ -401,7 +401,7 @@ def test_timestamps_that_start_late(tmp_path, start, moments, first):
         lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
         lambda file: file.mkdir(),
         lambda file: file.write_bytes(b"no video" * 99),
-        lambda file: shutil.copy(Path(__file__).parent / "damaged.mp4", file),  # which PyAV alone would die of
+        lambda file: shutil.copy(Path(__file__).parents[1] / "damaged.mp4", file),  # which PyAV alone would die of
     ],
     ids=[
         *("dropped frame", "shorter", "other rate", "too late", "missing", "empty", "LFS pointer", "folder", "noise"),
@@ -465,7 +465,7 @@ def test_info_of_a_camera_may_be_anything():
 
 def test_what_is_huge_in_meta_is_refused(tmp_path: Path, monkeypatch):
     path = write_old(tmp_path / "data")
-    monkeypatch.setattr("robostack.datasets.lerobot_places.MOST_EPISODES", 1)
+    monkeypatch.setattr("robostack.datasets.formats.lerobot.places.MOST_EPISODES", 1)
     with pytest.raises(DataError, match="has 2 episodes, expected at most 1"):
         LeRobotReader(path)
     (path / "meta/info.json").write_text(json.dumps({"features": {}}))

@@ -19,7 +19,7 @@ import numpy as np
 from robostack.common.files import check_regular, inside, read_json_lines
 from robostack.common.text import one_line
 from robostack.datasets.episodes import DataError
-from robostack.datasets.lerobot_values import listed, real, shown, whole
+from robostack.datasets.formats.lerobot.values import listed, real, shown, whole
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

@@ -14,8 +14,8 @@ from old_lerobot import TOP, camera, encoded, number_of, numbers, write_bars, wr
 
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.formats.convert import ConvertConfig, convert
-from robostack.datasets.lerobot_reader import LeRobotReader
-from robostack.datasets.lerobot_writer import LeRobotWriter
+from robostack.datasets.formats.lerobot.reader import LeRobotReader
+from robostack.datasets.formats.lerobot.writer import LeRobotWriter
 
 LENGTHS = (10, 12, 9, 11)
 FILM = f"videos/{TOP}/chunk-000/file-000.mp4"
@@ -215,7 +215,7 @@ def test_pipes_and_devices_are_not_opened(tmp_path, file):
 
 
 def test_of_a_huge_row_group_only_the_episodes_rows_are_kept(many, tmp_path, monkeypatch):
-    monkeypatch.setattr("robostack.datasets.lerobot_tables.LARGEST_KEPT", 10)
+    monkeypatch.setattr("robostack.datasets.formats.lerobot.tables.LARGEST_KEPT", 10)
     path = shutil.copytree(many, tmp_path / "data")
     table = pq.ParquetFile(path / DATA).read()
     more = pa.concat_tables([table, *[table.slice(0, 1)] * 1000])
@@ -256,7 +256,7 @@ def test_a_small_picture_that_unpacks_to_a_large_one_is_not_unpacked(tmp_path):
 
 def test_large_metadata_is_not_read(tmp_path, monkeypatch):
     path = write_old(tmp_path / "data")
-    monkeypatch.setattr("robostack.datasets.lerobot_layout.read_json", lambda file: _too_large(file))
+    monkeypatch.setattr("robostack.datasets.formats.lerobot.layout.read_json", lambda file: _too_large(file))
     with pytest.raises(DataError, match="expected at most"):
         LeRobotReader(path)
 
