@@ -341,6 +341,7 @@ def evaluate(arguments: list[str]) -> int:
     refuse_finished(results_folder(config.run, config.config))  # before seconds of imports
     from robostack.common.progress import Bar
     from robostack.evaluation.evaluate import evaluate as run
+    from robostack.pages.evaluation import write_report
 
     with ExitStack() as shown:
         bars = {"evaluating": shown.enter_context(Bar(console, "evaluating"))}
@@ -356,7 +357,7 @@ def evaluate(arguments: list[str]) -> int:
             succeeded.append(episode.success)
             tell("evaluating", len(succeeded), config.config.episodes, f"{sum(succeeded)} succeeded")
 
-        evaluation = run(config.run, config.config, report, tell)
+        evaluation = run(config.run, config.config, report, tell, write_page=write_report)
     if config.json:
         print_json([evaluation.summary])
     else:

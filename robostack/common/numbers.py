@@ -1,8 +1,10 @@
-"""Bounds of settings: what a flag or a file says is refused before it costs memory or time."""
+"""What a flag or a file says as a number: in its bounds, before it costs memory or time, and finite."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from numbers import Real
+from typing import Any, TypeGuard
 
 
 def check_bounds(settings: Any, low: float, high: float, *names: str) -> None:
@@ -16,3 +18,11 @@ def check_bounds(settings: Any, low: float, high: float, *names: str) -> None:
             raise ValueError(f"{name} must be at least {low:,}, got {value}")
         if value > high:
             raise ValueError(f"{name} must be at most {high:,}, got {value}")
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether this is a number, neither infinite nor NaN, that a float can hold."""
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from robostack.common.files import read_text
+from robostack.common.numbers import is_finite
 from robostack.common.text import one_line, printable
-from robostack.pages.html import finite
 from robostack.policies.checkpoint import Checkpoint, TrainedOn
 
 
@@ -72,7 +72,7 @@ def read_training_log(checkpoint: Path) -> tuple[list[Mapping[str, Any]], str]:
         *whole, _ = read_text(path).split("\n")
         for number, text in enumerate(whole, 1):
             lines.append(json.loads(text))
-            if not isinstance(lines[-1], dict) or not finite(lines[-1].get("step")):
+            if not isinstance(lines[-1], dict) or not is_finite(lines[-1].get("step")):
                 raise ValueError(f"{path}, line {number} is no line of a training log")
     except (OSError, ValueError, RecursionError) as error:
         said = f"no training curves: {one_line(error)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,14 @@ from robostack.evaluation.config import REPORT, SCRIPTED, EvalConfig, refuse_fin
 from robostack.evaluation.films import film
 from robostack.evaluation.ledger import Cost, Ledger, Settings, to_record
 from robostack.evaluation.rollout import Episode, run_episodes
-from robostack.pages.evaluation import write_report
 from robostack.policies.checkpoint import Checkpoint
 from robostack.runtime.chunks import newest, temporal_ensemble
 
+Record = Mapping[str, Any]
+Video = tuple[Path, str, bool]
+"""An mp4 file, its caption, whether it went right."""
+PageWriter = Callable[[Path, Record, Sequence[Record], Sequence[Record], Sequence[Video]], None]
+"""(page, summary, episodes, training log, videos): as `pages.evaluation.write_report`."""
 GPU_BYTES_OF_A_PROCESS = 2 << 30
 """What CUDA and torch's workspaces take beside the weights."""
 
@@ -57,12 +61,14 @@ def evaluate(
     config: EvalConfig,
     report: Callable[[Episode], None] = lambda _: None,
     told: Callable[[str, int, int], None] = lambda what, done, of: None,
+    *,
+    write_page: PageWriter,
 ) -> Evaluation:
     """Evaluates the run or checkpoint at `run`, of a policy or an expert, or the scripted expert if it is "expert".
 
-    Every episode is on disk when it ends; summary.json, videos/ and report.html follow. Interrupted, the same
-    evaluation goes on where it was. `report` is told about every episode, those of an earlier start too, `told` how far
-    films and page are: (what, done, of how many).
+    Every episode is on disk when it ends; summary.json, videos/ and report.html, which `write_page` writes, follow.
+    Interrupted, the same evaluation goes on where it was. `report` is told about every episode, those of an earlier
+    start too, `told` how far films and page are: (what, done, of how many).
 
     Raises ValueError for an unknown environment or seeds that the policy's demonstrations used, CheckpointError,
     FileExistsError when the folder of the results holds a finished evaluation, one with other settings or anything
@@ -99,7 +105,7 @@ def evaluate(
                 "notes": [said for said in (log_said, film_said) if said],
             }
             videos = [(one.path, one.caption, one.went_right) for one in films]
-            write_report(folder / REPORT, page, [to_record(episode) for episode in ledger.episodes], log, videos)
+            write_page(folder / REPORT, page, [to_record(episode) for episode in ledger.episodes], log, videos)
             told("writing the page", 1, 1)
     return Evaluation(summary, tuple(ledger.episodes), folder)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robostack.pages.html import finite, number, text, write_page
+from robostack.common.numbers import is_finite
+from robostack.pages.html import number, text, write_page
 from robostack.pages.plots import training_curves
 
 _CLIP_WIDTH = 288
@@ -102,7 +103,7 @@ def _rate_card(name: str, summary: Mapping[str, Any], key: str, episodes: Sequen
     low, high = summary[f"{key}_interval"]
     count = sum(bool(episode[key]) for episode in episodes)
     bar = ""
-    if all(finite(value) for value in (rate, low, high)):
+    if all(is_finite(value) for value in (rate, low, high)):
         bar = (
             f'<div class="interval" role="img" aria-label="interval {low:.3f} to {high:.3f}">'
             f'<span style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></span>'
@@ -263,7 +264,7 @@ def _require_keys(what: str, given: Mapping[str, Any], keys: Sequence[str]) -> N
 
 
 def _sort_value(value: Any) -> str:
-    return format(float(value), "g") if finite(value) else ""
+    return format(float(value), "g") if is_finite(value) else ""
 
 
 def _yes_no(value: Any) -> str:
@@ -271,5 +272,5 @@ def _yes_no(value: Any) -> str:
 
 
 def _mean(log: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [line[key] for line in log if finite(line.get(key))]
+    values = [line[key] for line in log if is_finite(line.get(key))]
     return sum(values) / len(values) if values else None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from robostack.common.files import write_file
+from robostack.common.numbers import is_finite
 from robostack.common.text import printable
 
 MISSING = "–"
@@ -46,14 +45,6 @@ def text(value: Any) -> str:
     return MISSING if value is None else html.escape(printable(str(value)))
 
 
-def finite(value: Any) -> bool:
-    """Whether this is a number that can be shown."""
-    try:
-        return isinstance(value, Real) and math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
-        return False
-
-
 def number(value: Any, form: str, factor: float = 1) -> str:
     """`factor * value` in the given format; what is not a finite number shows as "–"."""
-    return format(factor * value, form) if finite(value) else MISSING
+    return format(factor * value, form) if is_finite(value) else MISSING

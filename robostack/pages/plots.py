@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from robostack.common.extras import require_extra
-from robostack.pages.html import finite
+from robostack.common.numbers import is_finite
 
 # matplotlib wants real colours; each of these stands for a variable of the page's style sheet and is replaced.
 _COLOURS = {"#010203": "var(--ink-soft)", "#010204": "var(--line)", "#010205": "var(--accent)"}
@@ -66,7 +66,7 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _number(value: Any) -> float:
-    return float(value) if finite(value) else math.nan
+    return float(value) if is_finite(value) else math.nan
 
 
 def _curve(steps: np.ndarray, values: np.ndarray, label: str, noisy: bool, logarithmic: bool) -> str:

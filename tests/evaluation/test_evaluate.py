@@ -16,14 +16,18 @@ import torch
 
 from robostack.common.extras import MissingExtraError
 from robostack.datasets.formats.video import read_frames
+from robostack.evaluation import evaluate as evaluation_module
 from robostack.evaluation.actors import ExpertActor, Look, PolicyActor
 from robostack.evaluation.config import EvalConfig, results_folder
-from robostack.evaluation.evaluate import evaluate, summarize, workers_on
+from robostack.evaluation.evaluate import summarize, workers_on
 from robostack.evaluation.rollout import Episode, make_worlds, run_episodes, run_together
 from robostack.experts.collect import CollectConfig, collect
+from robostack.pages.evaluation import write_report
 from robostack.policies.pi0 import Pi0Config
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
+
+evaluate = partial(evaluation_module.evaluate, write_page=write_report)
 
 ENV = "aloha-transfer-cube"
 POLICY = Pi0Config(expert_width=32, prefix_width=16, depth=1, heads=2, sample_steps=2)
@@ -170,8 +174,11 @@ def test_no_pictures_need_no_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 FLAT = """
 from pathlib import Path
 from robostack.evaluation.evaluate import EvalConfig, evaluate
+from robostack.pages.evaluation import write_report
 print("begun")
-done = evaluate("expert", EvalConfig("aloha-transfer-cube", episodes=2, videos=0, workers={workers}, out=Path({out!r})))
+done = evaluate(
+    "expert", EvalConfig("aloha-transfer-cube", episodes=2, videos=0, workers={workers}, out=Path({out!r})),
+    write_page=write_report)
 print(done.summary["episodes"])
 """
 

@@ -1,6 +1,7 @@
 """Kinetix from demonstrations to an evaluation: many episodes in one program, the same for the same seeds."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,19 @@ from robostack.common.interrupt import Interrupted
 from robostack.datasets.formats.video import read_frames
 from robostack.datasets.store import EpisodeStore
 from robostack.envs.kinetix.vector import KinetixVectorEnv
+from robostack.evaluation import evaluate as evaluation_module
 from robostack.evaluation import rollout
 from robostack.evaluation.actors import PolicyActor
 from robostack.evaluation.config import EvalConfig
-from robostack.evaluation.evaluate import evaluate
 from robostack.evaluation.rollout import Episode, make_worlds, run_together
 from robostack.experts.collect import CollectConfig, Collected, collect
 from robostack.experts.playing import play_together
+from robostack.pages.evaluation import write_report
 from robostack.policies.pi0 import Pi0Config
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
+
+evaluate = partial(evaluation_module.evaluate, write_page=write_report)
 
 ENV, STEPS = "kinetix-s-h6_unicycle_right", 60
 POLICY = Pi0Config(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from robostack.datasets.formats.video import write_video
 from robostack.evaluation import evaluate as evaluation_module
 from robostack.evaluation import films as films_module
 from robostack.evaluation.config import EvalConfig
-from robostack.evaluation.evaluate import evaluate
 from robostack.evaluation.ledger import Ledger, Settings, from_record, to_record
 from robostack.evaluation.rollout import Episode
+from robostack.pages.evaluation import write_report
+
+evaluate = partial(evaluation_module.evaluate, write_page=write_report)
 
 ENV = "aloha-transfer-cube"
 SETTINGS = Settings("step-4 0123", ENV, 10, 4, 20, None, None, "cpu")

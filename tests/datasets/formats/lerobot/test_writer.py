@@ -180,7 +180,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from support import make_arm_episode
-from test_lerobot_writer import TOP, append, begin
+from test_writer import TOP, append, begin
 from robostack.datasets.episodes import Frames
 
 def dying(frames):
@@ -192,7 +192,7 @@ episode = make_arm_episode(12, 1)
 writer.append({**episode, TOP: Frames(episode[TOP].shape, lambda: dying(episode[TOP]))}, "reach")
 """
     tests = Path(__file__).parents[3]
-    path = f"{tests.parent}:{tests}:{tests / 'datasets'}"
+    path = f"{tests.parent}:{tests}:{Path(__file__).parent}"
     killed = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "data"), str(tests)], env={"PYTHONPATH": path}
     )
