@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,13 @@ PATIENCE = 60.0
 """Seconds without a frame after which a child is taken to hang."""
 _IDLE = 4
 _PIPE = 1 << 20
-_FRAME, _ANSWER = b"F", b"A"
-_HEAD = struct.Struct("<cQIIIB")
-"""What comes, its bytes, and of a frame its height, width, channels (0: none) and bytes a number."""
+_BATCH = 1 << 19
+"""Bytes of small frames that are sent at once: each sending and each waiting costs as much as decoding 96x96 pixels."""
+_MOST_FRAMES = 256
+"""Of a batch: Linux writes no more than 1024 parts at once."""
+_FRAMES, _ANSWER = b"F", b"A"
+_HEAD = struct.Struct("<cQIIIIB")
+"""What comes, its bytes, and of frames their number, height, width, channels (0: none) and bytes a number."""
 
 
 class DecoderDiedError(DataError):
@@ -56,8 +61,9 @@ def decode_at(
         try:
             child.ask({"path": str(path), "due": list(due), "skip": sent, "tolerance": tolerance, "form": form})
             while isinstance(answer := child.answer(), np.ndarray):
-                yield answer
-                sent += 1
+                for frame in answer:
+                    sent += 1
+                    yield frame
             return
         except DecoderDiedError:
             if not child.is_suspect:
@@ -141,15 +147,16 @@ class _Child:
             data = data[self._in.write(data) or 0 :]
 
     def answer(self) -> np.ndarray | dict[str, Any]:
-        """A frame, or what ends them. Raises DataError for what the child found, DecoderDiedError where it is gone."""
+        """Some frames, or what ends them. Raises DataError for what the child found, DecoderDiedError where it is
+        gone."""
         head = bytearray(_HEAD.size)
         self._read(memoryview(head))
-        kind, size, height, width, channels, itemsize = _HEAD.unpack(head)
-        if kind == _FRAME:
-            shape = (height, width, channels) if channels else (height, width)
-            frame = np.empty(shape, np.dtype(f"u{itemsize}"))
-            self._read(memoryview(frame).cast("B"))
-            return frame
+        kind, size, count, height, width, channels, itemsize = _HEAD.unpack(head)
+        if kind == _FRAMES:
+            shape = (count, height, width, channels) if channels else (count, height, width)
+            frames = np.empty(shape, np.dtype(f"u{itemsize}"))
+            self._read(memoryview(frames).cast("B"))
+            return frames
         text = bytearray(size)
         self._read(memoryview(text))
         self._is_busy = False
@@ -230,7 +237,7 @@ def serve() -> None:
     while True:
         size = struct.unpack("<I", _take_bytes(4))[0]
         if size:
-            _send(out, _ANSWER, json.dumps(_serve(out, json.loads(_take_bytes(size)))).encode())
+            _send(out, _ANSWER, [json.dumps(_serve(out, json.loads(_take_bytes(size)))).encode()])
 
 
 def _serve(out: int, request: dict[str, Any]) -> dict[str, Any]:
@@ -241,16 +248,28 @@ def _serve(out: int, request: dict[str, Any]) -> dict[str, Any]:
             exact = {name: getattr(header, name) for name in _EXACT}
             told = {name: None if value is None else value.as_integer_ratio() for name, value in exact.items()}
             return {"height": header.height, "width": header.width, **told}
-        for index, frame in enumerate(frames_at(path, request["due"], request["tolerance"], request["form"])):
+        frames = frames_at(path, request["due"], request["tolerance"], request["form"])
+        batch: list[np.ndarray] = []
+        for frame in islice(frames, request["skip"], None):
             if select.select([0], [], [], 0)[0]:
-                break  # told that nobody wants the rest, or that nobody is there
-            if index >= request["skip"]:
-                channels = frame.shape[2] if frame.ndim == 3 else 0
-                shape = (*frame.shape[:2], channels, frame.itemsize)
-                _send(out, _FRAME, np.ascontiguousarray(frame), *shape)
+                return {}  # told that nobody wants the rest, or that nobody is there
+            batch.append(frame)
+            if len(batch) * frame.nbytes >= _BATCH or len(batch) == _MOST_FRAMES:
+                _send_frames(out, batch)
+        _send_frames(out, batch)
         return {}
     except Exception as error:  # whatever it is, it is said of the video, by the parent
         return {"error": f"the video cannot be decoded ({_said(error, path)})" if _is_av(error) else _said(error, path)}
+
+
+def _send_frames(out: int, batch: list[np.ndarray]) -> None:
+    """Sends the frames, which are of one shape, and empties the list."""
+    if batch:
+        frame = batch[0]
+        channels = frame.shape[2] if frame.ndim == 3 else 0
+        parts = [memoryview(np.ascontiguousarray(one)).cast("B") for one in batch]
+        _send(out, _FRAMES, parts, len(batch), *frame.shape[:2], channels, frame.itemsize)
+        batch.clear()
 
 
 def _is_av(error: Exception) -> bool:
@@ -262,13 +281,14 @@ def _said(error: Exception, path: str) -> str:
     return text.replace(path, "the video")
 
 
-def _send(out: int, kind: bytes, data: Any, *shape: int) -> None:
-    view = memoryview(data).cast("B")
-    height, width, channels, itemsize = shape or (0, 0, 0, 0)
-    head = _HEAD.pack(kind, len(view), height, width, channels, itemsize)
-    sent = os.writev(out, [head, view])
-    while sent < len(head) + len(view):
-        sent += os.write(out, view[sent - len(head) :] if sent >= len(head) else head[sent:])
+def _send(out: int, kind: bytes, parts: Sequence[memoryview | bytes], *shape: int) -> None:
+    left = [_HEAD.pack(kind, sum(map(len, parts)), *shape or (0, 0, 0, 0, 0)), *parts]
+    while left:
+        sent = os.writev(out, left)
+        while left and sent >= len(left[0]):
+            sent -= len(left.pop(0))
+        if left:
+            left[0] = left[0][sent:]
 
 
 def _take_bytes(count: int) -> bytes:
