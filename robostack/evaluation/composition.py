@@ -19,9 +19,9 @@ from torch import Tensor
 from robostack.core.energy import barrier
 from robostack.core.kinematics import Chain
 from robostack.datasets.normalize import Normalizer
+from robostack.envs.aloha.kinematics import FINGERTIP, ArmKinematics, Side
 from robostack.envs.aloha.tasks import TASKS, load_model
 from robostack.evaluation.actors import PolicyActor
-from robostack.experts.inverse_kinematics import FINGERTIP, ArmKinematics, Side
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.energy import ChunkEnergy, Energy
 from robostack.policies.processor import Processor

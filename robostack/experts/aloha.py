@@ -14,7 +14,7 @@ import numpy as np
 
 from robostack.envs.aloha.cameras import Camera, image_key
 from robostack.envs.aloha.env import GRIPPERS, START_QPOS, AlohaEnv
-from robostack.experts.inverse_kinematics import ArmKinematics, Pose, Side
+from robostack.envs.aloha.kinematics import ArmKinematics, Pose, Side
 
 EPISODE_STEPS = 400
 KNOT_STEPS = 10

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from robostack.core.kinematics import Chain, rotation
+from robostack.envs.aloha.kinematics import FINGERTIP, ArmKinematics, Side
 from robostack.envs.aloha.tasks import TASKS, load_model
-from robostack.experts.inverse_kinematics import FINGERTIP, ArmKinematics, Side
 
 F64 = torch.float64
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from robostack.core.energy import barrier
 from robostack.datasets.windows import Moments
 from robostack.envs.aloha.env import START_QPOS
+from robostack.envs.aloha.kinematics import ArmKinematics
 from robostack.envs.aloha.tasks import TASKS, load_model
 from robostack.evaluation.composition import Below, Fingertips, Sphere, chunk_energy, composed_actor, keep_out, limits
-from robostack.experts.inverse_kinematics import ArmKinematics
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.energy import EnergyConfig
 from robostack.policies.pi0 import Pi0Config

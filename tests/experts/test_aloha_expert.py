@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from robostack import envs
 from robostack.envs.aloha.cameras import parse_camera
 from robostack.envs.aloha.env import START_QPOS
+from robostack.envs.aloha.kinematics import ArmKinematics, Pose
 from robostack.envs.aloha.tasks import TASKS, load_model
 from robostack.envs.gl import choose_gl
 from robostack.experts import Expert, make_expert
 from robostack.experts.aloha import monotone_cubic, smooth_disturbance
-from robostack.experts.inverse_kinematics import ArmKinematics, Pose
 
 OBJECTS = {"aloha-transfer-cube": 1, "aloha-insertion": 2}
 SEEDS = (0, 1, 2, 3, 1015)  # at 1015 an earlier insertion expert knocked the socket over
