@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
 from robostack.core.entities import EntityEncoder
-from robostack.core.text import PADDING
+from robostack.core.text.words import PADDING
 from robostack.core.vision import KeypointEncoder, PatchEncoder, Size
 from robostack.policies.protocol import Interface, Observation
 

@@ -21,7 +21,7 @@ from robostack.core.attention import block_mask
 from robostack.core.flow.paths import LinearPath
 from robostack.core.flow.solvers import Method, integrate
 from robostack.core.flow.training import TimeSampling, sample_time
-from robostack.core.text import PADDING
+from robostack.core.text.words import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.windows import History
 from robostack.policies.encoder import EncoderConfig, make_entity_encoder, make_image_encoders

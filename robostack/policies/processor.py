@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from robostack.core.text import Vocabulary
+from robostack.core.text.words import Vocabulary
 from robostack.datasets.episodes import IMAGES, DataError, Feature
 from robostack.datasets.mixture import Layout, name_robots, pooled_relative_statistics, pooled_statistics
 from robostack.datasets.normalize import Normalizer, smallest_scales, warn_of_floored

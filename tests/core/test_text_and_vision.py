@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robostack.core.text import Vocabulary
+from robostack.core.text.words import Vocabulary
 from robostack.core.vision import (
     KeypointEncoder,
     PatchEncoder,
