@@ -12,18 +12,18 @@ from observations import seeded
 from small_policies import SMALL
 
 from robostack.common.serialize import to_json
-from robostack.core.augment import random_shift
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.mixture import Mixture
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import Moments, WindowSampler
 from robostack.pages.inspection_console import describe_checkpoint, print_checkpoint
 from robostack.policies.act import ActConfig
-from robostack.policies.augment import augment
 from robostack.policies.checkpoint import POLICIES, Checkpoint, CheckpointError, Training
 from robostack.policies.depth import bounded_depth
 from robostack.policies.processor import Processor
 from robostack.policies.settings import Augmentation
+from robostack.training.augment import augment
+from robostack.training.pictures import random_shift
 
 KEY, SIZE = "observation.images.depth", (24, 24)
 ACT = ActConfig(chunk_len=2, execute_len=2, width=32, hidden=64, posterior_depth=1, encoder_depth=1, decoder_depth=1)

@@ -13,11 +13,11 @@ from robostack.common.serialize import from_json, to_json
 from robostack.datasets.episodes import Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import History, WindowSampler
-from robostack.policies.augment import augment
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder, make_image_encoder, module_key
 from robostack.policies.protocol import Observation
 from robostack.policies.settings import Augmentation
+from robostack.training.augment import augment
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
 

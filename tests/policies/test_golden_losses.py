@@ -22,10 +22,10 @@ import pytest
 import torch
 from small_policies import SMALL
 
-from robostack.policies.augment import augment
 from robostack.policies.checkpoint import POLICIES
 from robostack.policies.protocol import Interface, Observation
 from robostack.policies.settings import Augmentation
+from robostack.training.augment import augment
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 TOLERANCE = 1e-7

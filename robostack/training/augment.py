@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from robostack.core.augment import jitter_colour, random_shift
 from robostack.policies.protocol import Observation
 from robostack.policies.settings import Augmentation
+from robostack.training.pictures import jitter_colour, random_shift
 
 
 def augment(observation: Observation, augmentation: Augmentation, generator: torch.Generator) -> Observation:
