@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from robostack.common.numbers import check_bounds
 from robostack.core.entities import EntityEncoder
 from robostack.core.text.words import PADDING
-from robostack.core.vision import KeypointEncoder, PatchEncoder, Size
+from robostack.core.vision.images import Size
+from robostack.core.vision.keypoints import KeypointEncoder
+from robostack.core.vision.vit import PatchEncoder
 from robostack.policies.protocol import Interface, Observation
 
 

@@ -4,15 +4,9 @@ import pytest
 import torch
 
 from robostack.core.text.words import Vocabulary
-from robostack.core.vision import (
-    KeypointEncoder,
-    PatchEncoder,
-    centre_crop,
-    grid_centres,
-    grid_embedding,
-    patchify,
-    spatial_softmax,
-)
+from robostack.core.vision.images import centre_crop, patchify
+from robostack.core.vision.keypoints import KeypointEncoder, spatial_softmax
+from robostack.core.vision.vit import PatchEncoder, grid_centres, grid_embedding
 from robostack.envs.aloha.cameras import Camera
 from robostack.envs.aloha.env import AlohaEnv
 
