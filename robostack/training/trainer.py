@@ -30,7 +30,7 @@ from robostack.datasets.formats.convert import Progress
 from robostack.policies.checkpoint import RUN_FILE, Checkpoint, Resumed, Training, resume_command
 from robostack.policies.processor import Processor
 from robostack.policies.weights import CheckpointError
-from robostack.training.augment import augment
+from robostack.training.augmentation import augment
 from robostack.training.config import TrainConfig
 from robostack.training.data import open_stores
 from robostack.training.log import LOG_FILE, Report, TrainingLog

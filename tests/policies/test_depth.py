@@ -22,8 +22,7 @@ from robostack.policies.checkpoint import POLICIES, Checkpoint, CheckpointError,
 from robostack.policies.depth import bounded_depth
 from robostack.policies.processor import Processor
 from robostack.policies.settings import Augmentation
-from robostack.training.augment import augment
-from robostack.training.pictures import random_shift
+from robostack.training.augmentation import augment, random_shift
 
 KEY, SIZE = "observation.images.depth", (24, 24)
 ACT = ActConfig(chunk_len=2, execute_len=2, width=32, hidden=64, posterior_depth=1, encoder_depth=1, decoder_depth=1)

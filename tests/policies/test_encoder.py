@@ -17,7 +17,7 @@ from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder, make_image_encoder, module_key
 from robostack.policies.protocol import Observation
 from robostack.policies.settings import Augmentation
-from robostack.training.augment import augment
+from robostack.training.augmentation import augment
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
 

@@ -25,7 +25,7 @@ from small_policies import SMALL
 from robostack.policies.checkpoint import POLICIES
 from robostack.policies.protocol import Interface, Observation
 from robostack.policies.settings import Augmentation
-from robostack.training.augment import augment
+from robostack.training.augmentation import augment
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 TOLERANCE = 1e-7

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robostack.training.pictures import LUMA, jitter_colour, random_shift
+from robostack.training.augmentation import LUMA, jitter_colour, random_shift
 
 
 def seeded(seed: int = 0) -> torch.Generator:

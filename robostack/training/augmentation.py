@@ -1,4 +1,5 @@
-"""Pictures as they might also have been taken: moved by some pixels, in other colours.
+"""Training observations as they might also have been: with noise on the state, pictures moved by some pixels and in
+other colours.
 
 All draws are per sample of the batch. The looks of one sample are moved and coloured alike, so that what moves
 between them is what moved before the camera.
@@ -6,12 +7,33 @@ between them is what moved before the camera.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
+from robostack.policies.protocol import Observation
+from robostack.policies.settings import Augmentation
+
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the brightness that is seen (Rec. 601)."""
+
+
+def augment(observation: Observation, augmentation: Augmentation, generator: torch.Generator) -> Observation:
+    """The observation varied; the generator must be on its device. Strength 0 draws nothing and changes nothing."""
+    state, images = observation.state, observation.images
+    if augmentation.state_noise:
+        noise = torch.randn(state.shape, generator=generator, device=state.device, dtype=state.dtype)
+        state = state + augmentation.state_noise * noise
+    if augmentation.shift:
+        images = {name: random_shift(frames, augmentation.shift, generator) for name, frames in images.items()}
+    if augmentation.colour:
+        images = {
+            name: jitter_colour(frames, augmentation.colour, generator) if frames.dtype == torch.uint8 else frames
+            for name, frames in images.items()  # depth has no colour
+        }
+    return replace(observation, state=state, images=images)
 
 
 def random_shift(

@@ -9,7 +9,7 @@ from observations import make_observation, seeded
 from robostack.datasets.windows import History
 from robostack.policies.protocol import Observation
 from robostack.policies.settings import Augmentation
-from robostack.training.augment import augment
+from robostack.training.augmentation import augment
 
 
 def observe(batch: int = 64) -> Observation:
