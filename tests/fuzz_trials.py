@@ -189,13 +189,13 @@ def _batch(path: Path) -> None:
 
     from robostack.datasets.store import EpisodeStore
     from robostack.policies.act import Act, ActConfig
-    from robostack.policies.processor import Processor
     from robostack.training.config import TrainConfig
+    from robostack.training.preparation import prepare
     from robostack.training.trainer import Source
 
     config = ActConfig(chunk_len=4, execute_len=2, width=16, hidden=16, posterior_depth=1, encoder_depth=1)
     store = EpisodeStore(path)
-    processor = Processor.of([store], config.chunk_len)
+    processor = prepare([store], config.chunk_len)
     train = TrainConfig(data=(path,), out=path)
     drawn = Source.of([store], processor, config, train).draw(4, np.random.default_rng(0))
     observation, actions, counts = processor.training_batch(drawn)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from robostack.datasets.windows import History
+from robostack.datasets.moments import History
 from robostack.policies.protocol import Interface, Observation
 
 Cameras = Mapping[str, tuple[int, int]]

@@ -34,8 +34,9 @@ from robostack.datasets.episodes import Feature
 from robostack.datasets.formats.convert import ConvertConfig, convert
 from robostack.datasets.formats.lerobot.settings import Images
 from robostack.datasets.formats.lerobot.writer import LeRobotWriter
+from robostack.datasets.moments import Windows
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import Windows, WindowSampler
+from robostack.datasets.windows import WindowSampler
 
 STATE, CAMERA = "observation.state", "observation.images.top"
 FPS = 50.0

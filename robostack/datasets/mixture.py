@@ -14,9 +14,10 @@ from functools import partial
 import numpy as np
 
 from robostack.datasets.episodes import DataError, Feature, unique_names
+from robostack.datasets.moments import Windows
 from robostack.datasets.statistics import Statistics, of_columns, of_relative_actions
 from robostack.datasets.store import EpisodeStore
-from robostack.datasets.windows import Windows, WindowSampler
+from robostack.datasets.windows import WindowSampler
 
 
 @dataclass(frozen=True)

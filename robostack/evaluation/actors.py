@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from robostack.datasets.windows import Moments
+from robostack.datasets.moments import Moments
 from robostack.experts import make_expert
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.protocol import Observation, check_lengths

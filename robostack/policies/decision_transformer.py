@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robostack.common.numbers import check_bounds
 from robostack.core.attention import block_mask
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
-from robostack.datasets.windows import History
+from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
 from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, fit_to_chunk
 

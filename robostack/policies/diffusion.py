@@ -23,7 +23,7 @@ from robostack.core.flow.solvers import FlowModel, solve
 from robostack.core.flow.training import Weighting, flow_loss
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.core.unet import UNet, UNetConfig, step_embedding
-from robostack.datasets.windows import History
+from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
 from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, check_multiple, fit_to_chunk
 

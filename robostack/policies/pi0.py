@@ -23,7 +23,7 @@ from robostack.core.flow.solvers import Method, integrate
 from robostack.core.flow.training import TimeSampling, sample_time
 from robostack.core.text.words import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
-from robostack.datasets.windows import History
+from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, make_entity_encoder, make_image_encoders
 from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, check_multiple, fit_to_chunk
 

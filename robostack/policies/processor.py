@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -18,21 +18,17 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from robostack.core.text.words import Vocabulary
-from robostack.datasets.episodes import IMAGES, DataError, Feature
-from robostack.datasets.mixture import Layout, name_robots, pooled_relative_statistics, pooled_statistics
-from robostack.datasets.normalize import Normalizer, smallest_scales, warn_of_floored
+from robostack.datasets.episodes import IMAGES, DataError
+from robostack.datasets.moments import Moments, Windows
+from robostack.datasets.normalize import Normalizer
 from robostack.datasets.statistics import Statistics
-from robostack.datasets.store import EpisodeStore
-from robostack.datasets.windows import History, Moments, Windows, returns_to_go
-from robostack.policies.depth import bounded_depth, metres_per_count
+from robostack.policies.depth import bounded_depth
 from robostack.policies.described import check_described
 from robostack.policies.protocol import Interface, Observation
 from robostack.policies.settings import Scaling
 
 STATE = "observation.state"
 ENTITIES = "observation.entities"
-MOST_ENTRIES = 4096
-"""Numbers that one feature may add to the state; more are rather a picture."""
 
 
 @dataclass(frozen=True)
@@ -79,82 +75,6 @@ class Processor:
 
     def __post_init__(self) -> None:
         check_described(self)
-
-    @staticmethod
-    def of(
-        stores: Sequence[EpisodeStore],
-        chunk_len: int,
-        keys: Sequence[str] = (),
-        robots: Sequence[str] = (),
-        rate: float | None = None,
-        scaling: Scaling = Scaling(),
-        history: History = History(),
-    ) -> Processor:
-        """The processor for the observation features `keys` of data sets; for all of them when none is named.
-
-        Args:
-            stores: the data sets of a run.
-            chunk_len: actions of a chunk, for the statistics of relative ones.
-            keys: features to observe, each of at least one data set.
-            robots: the robot of each data set; as they record it when none is named.
-            rate: actions a second; needed when the data sets differ in it.
-            scaling: how numbers are scaled.
-            history: what of the past the policy sees.
-
-        Raises:
-            DataError: a feature is missing, the data sets have no state to observe or do not fit together, or actions
-                of the past should be relative to a state that came after them. Warns of entries that are still.
-        """
-        if scaling.relative_actions and history.actions and history.steps:
-            raise DataError(
-                f"relative actions are relative to the last look, and this policy uses the {history.steps} actions "
-                "before it too: leave --scaling.relative-actions out, or use no past (decision_transformer: "
-                "--policy.context 1; diffusion: --policy.predict-past 0)"
-            )
-        if without := [store for store in stores if "action" not in store.features]:
-            raise DataError(f"{without[0].path} has no actions: policies are trained on what was done, not seen alone")
-        keys = tuple(keys) or tuple(
-            dict.fromkeys(key for store in stores for key in store.features if key.startswith("observation."))
-        )
-        for key in keys:
-            if not any(key in store.features for store in stores):
-                stores[0].require([key])
-        entities = _entities(stores) if ENTITIES in keys else None
-        keys = tuple(key for key in keys if key != ENTITIES)
-        rates = sorted({store.fps for store in stores})
-        if rate is None and len(rates) > 1:
-            raise DataError(f"the data sets have {', '.join(map(str, rates))} frames a second: give one with --rate")
-        names = name_robots(stores, (*keys, "action"), robots)
-        by_robot = {name: [s for s, n in zip(stores, names, strict=True) if n == name] for name in names}
-        features = {name: {key: of[0].features[key] for key in (*keys, "action") if key in of[0].features}
-                    for name, of in by_robot.items()}  # fmt: skip
-        images = {key for key in keys for has in features.values() if key in has and has[key].is_camera}
-        if unnamed := sorted(key for key in images if not key.startswith(IMAGES)):
-            raise DataError(
-                f"{stores[0].path}: a camera is called {IMAGES}NAME, got {', '.join(unnamed)}: rename it with "
-                "`robostack convert --rename`, or leave it out with --observe"
-            )
-        state_keys = tuple(key for key in keys if key not in images)
-        if not state_keys and entities is None:
-            raise DataError(f"{stores[0].path}: expected a state to observe, got {', '.join(keys) or 'no features'}")
-        layouts = {
-            key: Layout.of({name: has[key] for name, has in features.items() if key in has})
-            for key in (*state_keys, "action")
-        }
-        return Processor(
-            state={key: layouts[key].size for key in state_keys},
-            action_dim=layouts["action"].size,
-            cameras=_cameras(keys, features),
-            vocabulary=Vocabulary.of(tuple(dict.fromkeys(text for store in stores for text in store.tasks))),
-            robots={
-                name: _robot(name, by_robot[name], features[name], layouts, chunk_len, rate or rates[0], scaling)
-                for name in by_robot
-            },
-            rate=rate or rates[0],
-            scaling=scaling,
-            largest_return=_largest_return(stores) if history.returns else None,
-            entities=entities,
-        )
 
     @property
     def interface(self) -> Interface:
@@ -347,97 +267,6 @@ class Processor:
             raise DataError(f"relative actions need {STATE}, got only {', '.join(moments.observation)}")
         now = moments.observation[STATE][:, -1:].reshape(len(moments.seen), 1, -1).astype(np.float32, copy=False)
         return now * np.asarray(relative, np.float32)
-
-
-def _largest_return(stores: Sequence[EpisodeStore]) -> float:
-    largest = max(float(np.abs(returns_to_go(store)).max(initial=0.0)) for store in stores)
-    if not largest:
-        raise DataError(
-            f"{stores[0].path}: every reward is zero, and the policy is conditioned on the return: use others"
-        )
-    return largest
-
-
-def _entities(stores: Sequence[EpisodeStore]) -> tuple[int, int]:
-    """(places, features) of the largest world. Raises DataError where data sets have none, or others."""
-    shapes = {store.path: store.features[ENTITIES].shape for store in stores if ENTITIES in store.features}
-    places, features = ({shape[i : i + 1] for shape in shapes.values()} for i in (0, 1))
-    if len(shapes) < len(stores) or len(features) > 1 or any(len(shape) != 2 for shape in shapes.values()):
-        found = "; ".join(f"{store.path} {shapes.get(store.path, 'none')}" for store in stores)
-        raise DataError(f"expected {ENTITIES} of (places, features), with the same features everywhere, got {found}")
-    return max(places)[0], max(features)[0]
-
-
-def _cameras(keys: Sequence[str], features: Mapping[str, Mapping[str, Feature]]) -> dict[str, tuple[int, int]]:
-    """Camera name to (height, width). Raises DataError when robots differ in it."""
-    cameras: dict[str, tuple[int, int]] = {}
-    for key in keys:
-        for robot, has in features.items():
-            if key not in has or not has[key].is_camera:
-                continue
-            size = (has[key].shape[0], has[key].shape[1])
-            if cameras.setdefault(key.removeprefix(IMAGES), size) != size:
-                raise DataError(
-                    f"{key} of {robot} is {size}, of another robot {cameras[key.removeprefix(IMAGES)]}: convert one "
-                    "with --resize"
-                )
-        if len({has[key].is_depth for has in features.values() if key in has and has[key].is_camera}) > 1:
-            raise DataError(f"{key} is colour of one robot and depth of another: rename one")
-    return cameras
-
-
-def _robot(
-    name: str,
-    stores: Sequence[EpisodeStore],
-    features: Mapping[str, Feature],
-    layouts: Mapping[str, Layout],
-    chunk_len: int,
-    rate: float,
-    scaling: Scaling,
-) -> Robot:
-    """One robot from its data sets; warns of entries that are still."""
-    vectors = [key for key in layouts if key in features]
-    if wide := [key for key in vectors if features[key].is_camera or features[key].entries > MOST_ENTRIES]:
-        shape = "×".join(map(str, features[wide[0]].shape))
-        raise DataError(f"{stores[0].path}: {wide[0]} of {shape} is no state of numbers: leave it out with --observe")
-    statistics = pooled_statistics(stores, vectors)
-    action = features["action"]
-    if unknown := [entry for entry in scaling.absolute_entries if entry not in action.names]:
-        known = ", ".join(action.names) or "none by name"
-        raise DataError(f"{stores[0].path}: the action has no entry {', '.join(unknown)}: it has {known}")
-    relative = tuple(
-        scaling.relative_actions and not (action.names and action.names[i] in scaling.absolute_entries)
-        for i in range(action.entries)
-    )
-    if any(relative):
-        moved = pooled_relative_statistics(stores, chunk_len, rate)
-        statistics["action"] = _choose(moved, statistics["action"], relative)
-    smallest = {
-        key: smallest_scales(values, scaling.normalization, features[key].units, scaling.smallest_scale)
-        for key, values in statistics.items()
-    }
-    told = {key: (values, features[key].names, smallest[key]) for key, values in statistics.items()}
-    warn_of_floored(told, scaling.normalization)
-    cameras = tuple(key.removeprefix(IMAGES) for key, feature in features.items() if feature.is_camera)
-    depth = {
-        key.removeprefix(IMAGES): metres_per_count(key, [(store.path, store.features[key]) for store in stores])
-        for key, feature in features.items()
-        if feature.is_depth
-    }
-    places = {key: layouts[key].places[name] for key in vectors}
-    return Robot(statistics, smallest, places, cameras, relative, depth)
-
-
-def _choose(relative: Statistics, absolute: Statistics, is_relative: Sequence[bool]) -> Statistics:
-    """Entry by entry, one or the other; counts are those of the relative ones."""
-    chosen = {
-        name: tuple(
-            r if take else a
-            for r, a, take in zip(getattr(relative, name), getattr(absolute, name), is_relative, strict=True)
-        )
-        for name in ("mean", "std", "min", "max", "q01", "q99")
-    }
-    return replace(relative, **chosen)
 
 
 def _spread(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from robostack.datasets.windows import History
+from robostack.datasets.moments import History
 
 
 @dataclass(frozen=True)

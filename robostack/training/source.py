@@ -10,8 +10,9 @@ import numpy as np
 
 from robostack.datasets.episodes import DataError
 from robostack.datasets.mixture import Mixture, name_robots
+from robostack.datasets.moments import Windows
 from robostack.datasets.store import EpisodeStore
-from robostack.datasets.windows import Windows, WindowSampler
+from robostack.datasets.windows import WindowSampler
 from robostack.policies.checkpoint import TrainedOn
 from robostack.policies.processor import Processor
 from robostack.policies.protocol import PolicyConfig

@@ -28,12 +28,12 @@ from robostack.common.serialize import from_json, to_json
 from robostack.core.devices import pick_device
 from robostack.datasets.formats.convert import Progress
 from robostack.policies.checkpoint import RUN_FILE, Checkpoint, Resumed, Training, resume_command
-from robostack.policies.processor import Processor
 from robostack.policies.weights import CheckpointError
 from robostack.training.augmentation import augment
 from robostack.training.config import TrainConfig
 from robostack.training.data import open_stores
 from robostack.training.log import LOG_FILE, Report, TrainingLog
+from robostack.training.preparation import prepare
 from robostack.training.source import Source, differing
 from robostack.training.state import TrainingError, TrainingState, schedule
 
@@ -60,7 +60,7 @@ def train(
     # From wherever the run is resumed, its data are found again.
     train = replace(train, data=tuple(path.absolute() for path in train.data))
     stores = open_stores(train, converting)
-    processor = Processor.of(
+    processor = prepare(
         stores,
         policy_config.chunk_len,
         train.observe,

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.mixture import Layout, Mixture, name_robots, pooled_relative_statistics, pooled_statistics
+from robostack.datasets.moments import Moments
 from robostack.datasets.statistics import Statistics
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import Moments, WindowSampler
+from robostack.datasets.windows import WindowSampler
+from robostack.training.preparation import prepare
 
 ARM = ("shoulder", "elbow", "gripper")
 
@@ -122,11 +124,10 @@ def test_relative_statistics_are_of_the_time_that_a_chunk_takes(tmp_path: Path) 
 
 def robots(tmp_path: Path):
     """A mobile robot of four joints with two cameras, and an arm of two of these joints, in another order, with one."""
-    from robostack.policies.processor import Processor
 
     mobile = write(tmp_path / "mobile", (*ARM, "base"), "mobile", cameras=("top", "wrist"), seed=1, task="drive")
     arm = write(tmp_path / "arm", ("gripper", "shoulder"), "arm", cameras=("top",), seed=2, task="hold")
-    return (mobile, arm), Processor.of([mobile, arm], chunk_len=3)
+    return (mobile, arm), prepare([mobile, arm], chunk_len=3)
 
 
 def test_what_a_robot_lacks_is_zero_and_does_not_count(tmp_path: Path) -> None:
@@ -172,18 +173,17 @@ def test_pi0_does_not_look_through_a_camera_that_is_not_there(tmp_path: Path) ->
 
 
 def test_what_does_not_fit_together_is_told(tmp_path: Path) -> None:
-    from robostack.policies.processor import Processor
 
     (mobile, arm), processor = robots(tmp_path)
     fast = write(tmp_path / "fast", ARM, "fast", fps=25)
     with pytest.raises(DataError, match=r"10, 25 frames a second: give one with --rate"):
-        Processor.of([mobile, fast], chunk_len=3)
-    assert Processor.of([mobile, fast], chunk_len=3, rate=20.0).rate == 20.0
+        prepare([mobile, fast], chunk_len=3)
+    assert prepare([mobile, fast], chunk_len=3, rate=20.0).rate == 20.0
     large = {**arm.features, "observation.images.top": Feature((32, 32, 3), "uint8")}
     writer = EpisodeWriter(tmp_path / "large", large, 10, robot="large")
     writer.append({key: np.zeros((5, *f.shape), f.dtype) for key, f in writer.features.items()}, "wait")
     with pytest.raises(DataError, match=r"observation.images.top of large is \(32, 32\), of another robot \(24, 32\)"):
-        Processor.of([arm, EpisodeStore(tmp_path / "large")], chunk_len=3)
+        prepare([arm, EpisodeStore(tmp_path / "large")], chunk_len=3)
     assert processor.choose("arm") == "arm"
     with pytest.raises(DataError, match="trained on mobile, arm: expected one of them, got hand"):
         processor.choose("hand")

@@ -7,8 +7,9 @@ import pytest
 from support import FEATURES, make_episode, write
 
 from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.moments import History
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import History, WindowSampler
+from robostack.datasets.windows import WindowSampler
 
 KEYS = ("observation.state", "observation.images.top")
 

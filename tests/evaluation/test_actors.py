@@ -11,17 +11,18 @@ from torch import nn
 
 from robostack import envs
 from robostack.datasets.episodes import Feature
+from robostack.datasets.moments import History
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import History, WindowSampler
+from robostack.datasets.windows import WindowSampler
 from robostack.envs.aloha.cameras import parse_camera
 from robostack.envs.aloha.vector import AlohaVectorEnv
 from robostack.evaluation.actors import PolicyActor
 from robostack.evaluation.rollout import make_worlds, run_together
 from robostack.policies import checkpoint as checkpoints
 from robostack.policies.checkpoint import Checkpoint, Training
-from robostack.policies.processor import Processor
 from robostack.policies.protocol import Interface, Observation
 from robostack.runtime.chunks import temporal_ensemble
+from robostack.training.preparation import prepare
 
 CAMERA = parse_camera("top_zoom:16x16")
 ENV, KEYS = "aloha-transfer-cube", ("observation.state", "observation.images.top_zoom")
@@ -88,7 +89,7 @@ def save_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: StubConfi
         {KEYS[0]: state, KEYS[1]: picture, "action": state, "next.reward": reward}, env.get_wrapper_attr("task")
     )
     store = EpisodeStore(tmp_path / "demonstrations")
-    processor = Processor.of([store], config.chunk_len, history=config.history)
+    processor = prepare([store], config.chunk_len, history=config.history)
     training = Training({}, (), "train", "abc", "today", "here")
     saved = Checkpoint(tmp_path / "stub", "stub", config, processor, 0, training)
     saved.save({"average": {}})

@@ -10,7 +10,7 @@ from support import write_reaching_data
 from torch import Tensor
 
 from robostack.core.energy import barrier
-from robostack.datasets.windows import Moments
+from robostack.datasets.moments import Moments
 from robostack.envs.aloha.env import START_QPOS
 from robostack.envs.aloha.kinematics import ArmKinematics
 from robostack.envs.aloha.tasks import TASKS, load_model

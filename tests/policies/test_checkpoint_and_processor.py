@@ -12,8 +12,9 @@ from support import write, write_reaching_data
 
 from robostack.common.serialize import from_json, to_json
 from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.moments import Moments
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import Moments, WindowSampler
+from robostack.datasets.windows import WindowSampler
 from robostack.policies.checkpoint import Checkpoint, TrainedOn, Training, newest
 from robostack.policies.decision_transformer import DecisionTransformerConfig
 from robostack.policies.diffusion import DiffusionConfig
@@ -22,6 +23,7 @@ from robostack.policies.processor import Processor
 from robostack.policies.protocol import PolicyConfig
 from robostack.policies.settings import Scaling
 from robostack.policies.weights import CheckpointError
+from robostack.training.preparation import prepare
 
 RNG = np.random.default_rng(0)
 CONFIG = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=16, prefix_width=16, depth=1, heads=2)
@@ -29,7 +31,7 @@ CONFIG = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Checkpoint:
-    processor = Processor.of([EpisodeStore(write_reaching_data(tmp_path / "data"))], CONFIG.chunk_len)
+    processor = prepare([EpisodeStore(write_reaching_data(tmp_path / "data"))], CONFIG.chunk_len)
     folder = tmp_path / "run" / "checkpoints" / "step-00000007"
     training = Training({}, (TrainedOn("data", 8, 192, (0, 7), "0" * 64),), "train", "abc", "today", "here")
     checkpoint = Checkpoint(folder, "pi0", CONFIG, processor, 7, training)
@@ -96,7 +98,7 @@ def test_a_save_that_was_killed_is_not_a_checkpoint(saved: Checkpoint) -> None:
 def test_state_keys_are_joined_and_images_pass_untouched(tmp_path: Path) -> None:
     write(tmp_path / "data", [9, 8])
     store = EpisodeStore(tmp_path / "data")
-    processor = Processor.of([store], 4)
+    processor = prepare([store], 4)
     assert processor.keys == ("observation.state", "observation.images.top")
     assert processor.interface.cameras == {"top": (6, 5)}
     rows = {key: store.read(key, 0, 3) for key in processor.keys}
@@ -115,10 +117,10 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     write(tmp_path / "data", [9])
     store = EpisodeStore(tmp_path / "data")
     with pytest.raises(DataError, match=r"lacks observation\.depth"):
-        Processor.of([store], 4, ["observation.depth"])
+        prepare([store], 4, ["observation.depth"])
     with pytest.raises(DataError, match="expected a state to observe"):
-        Processor.of([store], 4, ["observation.images.top"])
-    processor = Processor.of([store], 4)
+        prepare([store], 4, ["observation.images.top"])
+    processor = prepare([store], 4)
     rows = {key: store.read(key, 0, 1) for key in processor.keys}
 
     def observe(rows: dict[str, np.ndarray], task: str = "task 0") -> None:
@@ -164,12 +166,12 @@ def test_actions_of_the_past_are_not_relative_to_what_came_after_them(
     columns = {key: rng.normal(size=(20, 2)).astype(np.float32) for key in features}
     writer.append({**columns, "next.reward": np.ones(20, np.float32)}, "turn")
     stores, relative = [EpisodeStore(tmp_path / "data")], Scaling(relative_actions=True)
-    Processor.of(stores, config.chunk_len, history=config.history)
+    prepare(stores, config.chunk_len, history=config.history)
     if not refused:
-        Processor.of(stores, config.chunk_len, scaling=relative, history=config.history)
+        prepare(stores, config.chunk_len, scaling=relative, history=config.history)
         return
     with pytest.raises(DataError, match=r"leave --scaling\.relative-actions out, or use no past") as told:
-        Processor.of(stores, config.chunk_len, scaling=relative, history=config.history)
+        prepare(stores, config.chunk_len, scaling=relative, history=config.history)
     assert "\n" not in str(told.value)
 
 
@@ -182,7 +184,7 @@ def test_relative_actions_are_those_of_the_chunk_less_the_state(tmp_path: Path) 
     writer.finish()
     store = EpisodeStore(tmp_path / "data")
     scaling = Scaling("quantiles", relative_actions=True, absolute_entries=("gripper",))
-    processor = Processor.of([store], chunk_len=3, scaling=scaling)
+    processor = prepare([store], chunk_len=3, scaling=scaling)
     robot = processor.robots["robot"]
     relative, absolute = store.relative_statistics(3), store.statistics()["action"]
     assert robot.relative == (True, False)
@@ -197,7 +199,7 @@ def test_relative_actions_are_those_of_the_chunk_less_the_state(tmp_path: Path) 
     np.testing.assert_allclose(back, windows.action, atol=1e-5)
     assert from_json(Processor, json.loads(json.dumps(to_json(processor)))) == processor
     with pytest.raises(DataError, match=r"the action has no entry thumb: it has wrist, gripper"):
-        Processor.of([store], 3, scaling=Scaling(relative_actions=True, absolute_entries=("thumb",)))
+        prepare([store], 3, scaling=Scaling(relative_actions=True, absolute_entries=("thumb",)))
     with pytest.raises(DataError, match=r"relative actions need observation\.state, got only action"):
         stateless = Moments.of({"action": windows.action[:, 0]}, 2)
         processor.normalize_actions(windows.action, stateless, "robot")
@@ -218,7 +220,7 @@ def test_numbers_of_every_shape_and_type_are_observed_and_acted(tmp_path: Path) 
     writer.finish()
     store = EpisodeStore(tmp_path / "data")
     for scaling in (Scaling(), Scaling(normalization="min_max", relative_actions=True)):
-        processor = Processor.of([store], 3, scaling=scaling)
+        processor = prepare([store], 3, scaling=scaling)
         assert dict(processor.state) == {f"observation.{key}": n for key, n in
                                          (("keypoint", 6), ("contacts", 1), ("closed", 2), ("state", 4))}  # fmt: skip
         windows = WindowSampler(store, tuple(processor.state), 3).gather(np.array([4]))
@@ -238,4 +240,4 @@ def test_what_is_no_state_is_named(tmp_path: Path) -> None:
     writer = EpisodeWriter(tmp_path / "data", features, 10.0)
     writer.append({key: np.ones((5, *f.shape), np.float32) for key, f in features.items()}, "push")
     with pytest.raises(DataError, match=r"observation.heat of 80×80 is no state of numbers: leave it out with"):
-        Processor.of([EpisodeStore(tmp_path / "data")], 3)
+        prepare([EpisodeStore(tmp_path / "data")], 3)

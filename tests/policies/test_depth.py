@@ -14,15 +14,16 @@ from small_policies import SMALL
 from robostack.common.serialize import to_json
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.mixture import Mixture
+from robostack.datasets.moments import Moments
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import Moments, WindowSampler
+from robostack.datasets.windows import WindowSampler
 from robostack.pages.inspection_console import describe_checkpoint, print_checkpoint
 from robostack.policies.act import ActConfig
 from robostack.policies.checkpoint import POLICIES, Checkpoint, CheckpointError, Training
 from robostack.policies.depth import bounded_depth
-from robostack.policies.processor import Processor
 from robostack.policies.settings import Augmentation
 from robostack.training.augmentation import augment, random_shift
+from robostack.training.preparation import prepare
 
 KEY, SIZE = "observation.images.depth", (24, 24)
 ACT = ActConfig(chunk_len=2, execute_len=2, width=32, hidden=64, posterior_depth=1, encoder_depth=1, decoder_depth=1)
@@ -65,7 +66,7 @@ def test_a_millimetre_and_a_metre_are_what_they_are_and_nothing_measured_is_zero
 
 def test_units_are_of_a_robot_and_the_same_distance_looks_the_same(tmp_path: Path) -> None:
     stores = [EpisodeStore(write_depth(tmp_path / unit, unit, unit)) for unit in ("mm", "cm")]
-    processor = Processor.of(stores, 4)
+    processor = prepare(stores, 4)
     assert processor.depth == ("depth",) and processor.interface.depth == ("depth",)
     seen = {}
     for robot, counts in (("mm", 1500), ("cm", 150)):
@@ -78,18 +79,18 @@ def test_units_are_of_a_robot_and_the_same_distance_looks_the_same(tmp_path: Pat
 def test_without_a_known_unit_it_is_millimetres_with_a_warning(tmp_path: Path, unit: str) -> None:
     store = EpisodeStore(write_depth(tmp_path / "data", unit))
     with pytest.warns(UserWarning, match="expected one of mm, cm, m: taken as mm"):
-        assert Processor.of([store], 4).robots["robot"].depth == {"depth": 1e-3}
+        assert prepare([store], 4).robots["robot"].depth == {"depth": 1e-3}
 
 
 def test_data_sets_of_one_robot_with_other_units_are_refused(tmp_path: Path) -> None:
     stores = [EpisodeStore(write_depth(tmp_path / unit, unit)) for unit in ("mm", "cm")]
     with pytest.raises(DataError, match=r"counts 0\.001 m in .*/mm and 0\.01 m in .*/cm") as told:
-        Processor.of(stores, 4)
+        prepare(stores, 4)
     assert "\n" not in str(told.value)
 
 
 def test_frames_of_another_type_or_shape_are_refused_in_one_line(tmp_path: Path) -> None:
-    processor = Processor.of([EpisodeStore(write_depth(tmp_path / "data"))], 4)
+    processor = prepare([EpisodeStore(write_depth(tmp_path / "data"))], 4)
     assert processor.shapes_of("robot")[KEY] == (*SIZE, 1)
     for shape, dtype, message in (
         ((*SIZE, 1), np.float32, "expected depth as uint16, got float32"),
@@ -109,7 +110,7 @@ def test_a_camera_of_colour_here_and_of_depth_there_is_refused(tmp_path: Path) -
     writer.append(rows, "reach")
     stores = [EpisodeStore(write_depth(tmp_path / "data")), EpisodeStore(tmp_path / "rgb")]
     with pytest.raises(DataError, match="colour of one robot and depth of another"):
-        Processor.of(stores, 4)
+        prepare(stores, 4)
 
 
 def test_depth_is_shifted_and_never_coloured() -> None:
@@ -123,7 +124,7 @@ def test_depth_is_shifted_and_never_coloured() -> None:
 
 def test_colour_passes_over_depth(tmp_path: Path) -> None:
     store = EpisodeStore(write_depth(tmp_path / "data", colour=True))
-    processor = Processor.of([store], 4)
+    processor = prepare([store], 4)
     rows = {key: store.read(key, 0, 3) for key in processor.keys}
     observation = processor.observe(Moments.of(rows, 2), ["reach"] * 3, "robot")
     observation = dataclasses.replace(observation, images={**observation.images, "top": observation.images["top"] + 99})
@@ -139,7 +140,7 @@ def test_every_policy_learns_from_depth_alone_and_samples(tmp_path: Path, case: 
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, vision=vision))
     store = EpisodeStore(write_depth(tmp_path / "data", **{"next.reward": Feature((), "float32")}))
     keys = ["observation.state", KEY]
-    processor = Processor.of([store], config.chunk_len, keys, history=config.history)
+    processor = prepare([store], config.chunk_len, keys, history=config.history)
     sampler = WindowSampler(store, processor.keys_of("robot"), config.chunk_len, history=config.history)
     windows = sampler.draw(4, np.random.default_rng(0))
     observation, actions, counts = processor.training_batch([("robot", windows, ["reach"] * 4)])
@@ -158,7 +159,7 @@ def test_every_policy_learns_from_depth_alone_and_samples(tmp_path: Path, case: 
 
 def test_what_only_depth_shows_is_learnt(tmp_path: Path) -> None:
     store = EpisodeStore(write_depth(tmp_path / "data"))
-    processor = Processor.of([store], ACT.chunk_len)
+    processor = prepare([store], ACT.chunk_len)
     sampler = WindowSampler(store, processor.keys_of("robot"), ACT.chunk_len)
     torch.manual_seed(0)
     policy: Any = POLICIES["act"][1](ACT, processor.interface)
@@ -176,7 +177,7 @@ def test_what_only_depth_shows_is_learnt(tmp_path: Path) -> None:
 def test_a_checkpoint_keeps_which_cameras_measure_depth(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from rich.console import Console
 
-    processor = Processor.of([EpisodeStore(write_depth(tmp_path / "data", "cm", colour=True))], ACT.chunk_len)
+    processor = prepare([EpisodeStore(write_depth(tmp_path / "data", "cm", colour=True))], ACT.chunk_len)
     checkpoint = Checkpoint(tmp_path / "run" / "checkpoints" / "step-00000001", "act", ACT, processor, 1, TRAINING)
     weights = checkpoint.build().state_dict()
     checkpoint.save({"model": weights, "average": weights})
@@ -190,7 +191,7 @@ def test_a_checkpoint_keeps_which_cameras_measure_depth(tmp_path: Path, capsys: 
 
 def test_a_checkpoint_from_before_depth_has_cameras_of_colour(tmp_path: Path) -> None:
     store = EpisodeStore(write_depth(tmp_path / "data", colour=True))
-    processor = Processor.of([store], ACT.chunk_len, ["observation.state", "observation.images.top"])
+    processor = prepare([store], ACT.chunk_len, ["observation.state", "observation.images.top"])
     checkpoint = Checkpoint(tmp_path / "checkpoint", "act", ACT, processor, 1, TRAINING)
     checkpoint.path.mkdir()
     description = {
@@ -221,7 +222,7 @@ def test_a_robot_without_depth_trains_beside_one_with_it(tmp_path: Path) -> None
     rows = {key: RNG.normal(size=(20, 2)).astype(np.float32) for key in features}
     writer.append(rows, "reach")
     stores = [EpisodeStore(write_depth(tmp_path / "data", robot="seeing")), EpisodeStore(tmp_path / "blind")]
-    processor = Processor.of(stores, ACT.chunk_len)
+    processor = prepare(stores, ACT.chunk_len)
     names = ("seeing", "blind")
     samplers = [
         WindowSampler(store, processor.keys_of(name), ACT.chunk_len) for store, name in zip(stores, names, strict=True)

@@ -8,7 +8,7 @@ import torch
 from observations import Cameras, interface, make_observation, rows, seeded
 
 from robostack.core.unet import UNetConfig
-from robostack.datasets.windows import History
+from robostack.datasets.moments import History
 from robostack.policies.diffusion import Diffusion, DiffusionConfig, DiTConfig
 
 SMALL = DiffusionConfig(

@@ -11,8 +11,9 @@ from small_policies import SMALL
 
 from robostack.common.serialize import from_json, to_json
 from robostack.datasets.episodes import Feature
+from robostack.datasets.moments import History
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import History, WindowSampler
+from robostack.datasets.windows import WindowSampler
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder, make_image_encoder, module_key
 from robostack.policies.protocol import Observation

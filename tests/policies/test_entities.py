@@ -10,11 +10,12 @@ import torch
 from small_policies import SMALL
 
 from robostack.datasets.episodes import DataError, Feature
+from robostack.datasets.moments import History, Moments
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.datasets.windows import History, Moments
 from robostack.policies.checkpoint import POLICIES
-from robostack.policies.processor import ENTITIES, Processor
+from robostack.policies.processor import ENTITIES
 from robostack.policies.protocol import Interface, Observation
+from robostack.training.preparation import prepare
 
 
 def observed(batch: int, looks: int, past: int, returns: bool) -> Observation:
@@ -85,13 +86,13 @@ def moments(store: EpisodeStore, rows: slice = slice(0, 2)) -> Moments:
 
 def test_worlds_of_several_sizes_are_one_robot_s(tmp_path: Path) -> None:
     small, large = write_world(tmp_path / "small", 3), write_world(tmp_path / "large", 5)
-    processor = Processor.of([small, large], 4)
+    processor = prepare([small, large], 4)
     assert processor.entities == (5, 6) and processor.interface.state_dim == 1
     assert processor.keys_of("kinetix") == (ENTITIES,) and processor.shapes_of("kinetix") == {ENTITIES: (5, 6)}
     seen = processor.observe(moments(small), ["a world"] * 2, "kinetix").entities
     assert seen is not None and seen.shape == (2, 1, 5, 6)
     assert np.array_equal(seen[:, 0, :3], small.read(ENTITIES)[:2]) and not seen[:, 0, 3:].any()
-    alone = Processor.of([small], 4)
+    alone = prepare([small], 4)
     with pytest.raises(DataError, match="worlds of up to 3 entities, got 5"):
         alone.observe(moments(large), ["a world"] * 2, "kinetix")
     with pytest.raises(DataError, match=r"observes observation\.entities"):
@@ -100,4 +101,4 @@ def test_worlds_of_several_sizes_are_one_robot_s(tmp_path: Path) -> None:
 
 def test_worlds_of_other_features_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the same features everywhere"):
-        Processor.of([write_world(tmp_path / "a", 3), write_world(tmp_path / "b", 3, features=7)], 4)
+        prepare([write_world(tmp_path / "a", 3), write_world(tmp_path / "b", 3, features=7)], 4)

@@ -18,8 +18,8 @@ from robostack.cli import main
 from robostack.datasets.episodes import Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.policies.checkpoint import RUN_FILE, Checkpoint, TrainedOn, Training, newest
-from robostack.policies.processor import Processor
 from robostack.policies.weights import CheckpointError
+from robostack.training.preparation import prepare
 from robostack.training.trainer import resume
 
 CASES = ("pi0, camera", "act", "diffusion, dit", "diffusion, unet, camera", "decision_transformer, bins", "energy")
@@ -40,7 +40,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, EpisodeStore]
 
 def save(stores: dict[bool, EpisodeStore], case: str, folder: Path) -> Checkpoint:
     config, cameras = SMALL[case]
-    processor = Processor.of([stores[bool(cameras)]], config.chunk_len, history=config.history)
+    processor = prepare([stores[bool(cameras)]], config.chunk_len, history=config.history)
     training = Training({}, (TrainedOn("data", 1, 30, (0, 7), "0" * 64),), "train", "abc", "today", "here")
     checkpoint = Checkpoint(folder, case.split(",")[0], config, processor, 7, training)
     weights = checkpoint.build().state_dict()

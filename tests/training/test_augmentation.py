@@ -6,7 +6,7 @@ import pytest
 import torch
 from observations import make_observation, seeded
 
-from robostack.datasets.windows import History
+from robostack.datasets.moments import History
 from robostack.policies.protocol import Observation
 from robostack.policies.settings import Augmentation
 from robostack.training.augmentation import augment

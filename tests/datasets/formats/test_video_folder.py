@@ -10,7 +10,7 @@ from robostack.datasets.formats import open_reader
 from robostack.datasets.formats.convert import ConvertConfig, convert
 from robostack.datasets.formats.video import read_frames, write_video
 from robostack.datasets.store import EpisodeStore
-from robostack.policies.processor import Processor
+from robostack.training.preparation import prepare
 
 
 def film(path: Path, length: int = 5, size: tuple[int, int] = (32, 48), fps: float = 10, seed: int = 0) -> None:
@@ -32,7 +32,7 @@ def test_each_video_is_an_episode_in_natural_order(tmp_path: Path) -> None:
     expected, _ = read_frames(tmp_path / "videos" / "take 10.mp4")
     assert np.array_equal(store.episode(1)["observation.images.camera"], expected)
     with pytest.raises(DataError, match="has no actions"):
-        Processor.of([store], 2)
+        prepare([store], 2)
     convert(ConvertConfig(tmp_path / "data", tmp_path / "lerobot", to="lerobot", images="png"))
     again = open_reader(tmp_path / "lerobot")
     frames = np.stack(list(again.read_episode(1).columns["observation.images.camera"]))

@@ -1,0 +1,63 @@
+"""What is known at a moment of an episode, and how far back: types alone, for who records, trains and acts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+
+@dataclass(frozen=True)
+class History:
+    """What of the past is seen: `length` looks, `stride` control steps apart, the last of them now."""
+
+    length: int = 1
+    stride: int = 1
+    returns: bool = False
+    """Whether the return-to-go is seen: the sum of the rewards from a look to the end of its episode."""
+    actions: bool = True
+    """Whether the actions between the looks are used, as what was done or as what is to be predicted too."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.stride < 1:
+            raise ValueError(f"a history needs a length and a stride of at least 1, got {self.length}, {self.stride}")
+
+    @property
+    def steps(self) -> int:
+        """Control steps from the first look to the last."""
+        return (self.length - 1) * self.stride
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What is known at B moments, in the units of data and robot."""
+
+    observation: Mapping[str, np.ndarray]
+    """(B, looks, *shape) by feature, oldest look first."""
+    seen: Bool[np.ndarray, "batch looks"]
+    """False for a look before the start of its episode, which repeats the first one."""
+    past_action: Shaped[np.ndarray, "batch past action_dim"]
+    """The actions run between the first look and the last, `History.steps` of them."""
+    acted: Bool[np.ndarray, "batch past"]
+    """False for an action before the start of the episode, which holds the first one."""
+    returns_to_go: Float[np.ndarray, "batch looks"] | None = None
+
+    @staticmethod
+    def of(observation: Mapping[str, np.ndarray], action_dim: int = 0) -> Moments:
+        """Single looks (B, *shape) without a past."""
+        batch = len(next(iter(observation.values())))
+        looks = {key: rows[:, None] for key, rows in observation.items()}
+        nothing = np.zeros((batch, 0, action_dim), np.float32)
+        return Moments(looks, np.ones((batch, 1), bool), nothing, np.zeros((batch, 0), bool))
+
+
+@dataclass(frozen=True)
+class Windows(Moments):
+    """Moments of a data set and what was done then."""
+
+    action: Shaped[np.ndarray, "batch chunk_len action_dim"] = field(kw_only=True)
+    is_pad: Bool[np.ndarray, "batch chunk_len"] = field(kw_only=True)
+    task: Int[np.ndarray, " batch"] = field(kw_only=True)
+    """Index into the texts of the data set."""
