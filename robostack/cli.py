@@ -254,10 +254,10 @@ def inspect(arguments: list[str]) -> int:
 
 def train(arguments: list[str]) -> int:
     """robostack train POLICY: a policy from demonstrations; --resume RUN continues."""
-    from robostack.policies.settings import POLICY_NAMES
+    from robostack.policies.registry import POLICIES, config_class
     from robostack.training.config import TrainConfig
 
-    known = ", ".join(POLICY_NAMES)
+    known = ", ".join(POLICIES)
     resumed = arguments[:1] == ["--resume"]  # a run knows its policy
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in HELP and not resumed):
         raise UsageError(f"name the policy first: one of {known} (see robostack train --help)")
@@ -265,10 +265,8 @@ def train(arguments: list[str]) -> int:
     if policy in HELP:
         about = f"{VERBS['train'][1]}. Policies: {known}. `robostack train POLICY --help` adds the flags of one."
         parse(Annotated[TrainConfig, OmitArgPrefixes], "robostack train POLICY", ["--help"], about)
-    if policy is not None and policy not in POLICY_NAMES:
-        raise ValueError(f"unknown policy {policy!r}: {did_you_mean(policy, POLICY_NAMES)}expected one of {known}")
-    from robostack.policies.checkpoint import POLICIES
-
+    if policy is not None and policy not in POLICIES:
+        raise ValueError(f"unknown policy {policy!r}: {did_you_mean(policy, POLICIES)}expected one of {known}")
     if rest[:1] == ["--resume"]:
         as_json, rest = _take_json(rest)
         if len(rest) != 2:
@@ -278,11 +276,12 @@ def train(arguments: list[str]) -> int:
         return _train(Path(rest[1]), lambda *told: resume(Path(rest[1]), policy, *told), as_json)
     assert policy is not None
 
+    kind = config_class(policy)
     settings = make_dataclass(
         "Train",
         [
             ("train", Annotated[TrainConfig, OmitArgPrefixes]),
-            ("policy", POLICIES[policy][0], field(default_factory=POLICIES[policy][0])),
+            ("policy", kind, field(default_factory=kind)),
             ("json", Json, False),
         ],
         frozen=True,
@@ -468,7 +467,7 @@ It exits with 0 when it did what was asked, 1 when it could not (a line says why
 
 def _complete(arguments: list[str]) -> int:
     """--tyro-print-completion SHELL, --tyro-write-completion SHELL FILE: a script that completes commands."""
-    from robostack.policies.settings import POLICY_NAMES
+    from robostack.policies.registry import POLICIES
 
     def settings_of(verb: str, *words: str) -> Any:
         try:
@@ -477,7 +476,7 @@ def _complete(arguments: list[str]) -> int:
             return answer.settings
         raise AssertionError(f"{verb} has no flags")
 
-    policies = one_of({policy: settings_of("train", policy) for policy in POLICY_NAMES})
+    policies = one_of({policy: settings_of("train", policy) for policy in POLICIES})
     verbs = {verb: policies if verb == "train" else settings_of(verb) for verb in VERBS}
     parse(one_of(verbs), "robostack", arguments, "")
     return 0

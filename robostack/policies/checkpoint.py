@@ -33,12 +33,8 @@ from robostack.common.numbers import check_bounds
 from robostack.common.serialize import from_json, to_json
 from robostack.common.tensors import Kind, Seal, differences, newest_checkpoint, read_kinds
 from robostack.common.text import one_line
-from robostack.policies.act import Act, ActConfig
-from robostack.policies.decision_transformer import DecisionTransformer, DecisionTransformerConfig
-from robostack.policies.diffusion import Diffusion, DiffusionConfig
-from robostack.policies.energy import Energy, EnergyConfig
-from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.processor import Processor
+from robostack.policies.registry import POLICIES, config_class, policy_class
 from robostack.policies.weights import OVERHEAD, CheckpointError, kinds_of_made, load_strictly, memory_bytes
 
 FORMAT = "robostack-checkpoint-5"
@@ -46,15 +42,6 @@ EARLIER = "robostack-checkpoint-4"
 RUN_FILE = "run.json"
 LARGEST_DESCRIPTION = 64 << 20
 """Bytes of checkpoint.json; those of statistics, task words and settings are thousands."""
-
-POLICIES: Mapping[str, tuple[type[Any], type[nn.Module]]] = {
-    "pi0": (Pi0Config, Pi0),
-    "act": (ActConfig, Act),
-    "diffusion": (DiffusionConfig, Diffusion),
-    "decision_transformer": (DecisionTransformerConfig, DecisionTransformer),
-    "energy": (EnergyConfig, Energy),
-}
-"""Policy name to its config and its module."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +151,7 @@ class Checkpoint:
         expected = self._kinds(2 * (stored + OVERHEAD * (len(found) + 1000)))
         if told := differences(expected, found):
             file = self.path / f"{weights}.safetensors"
-            raise CheckpointError(f"{file} does not fit {POLICIES[self.policy][1].__name__}: {told}")
+            raise CheckpointError(f"{file} does not fit {POLICIES[self.policy].policy}: {told}")
 
     def kinds(self, name: str) -> dict[str, Kind]:
         """Types and shapes of the tensors in one of the folder's safetensors files, by its header."""
@@ -203,7 +190,7 @@ class Checkpoint:
         write_file(run / RUN_FILE, self._describe({}))
 
     def _make(self) -> nn.Module:
-        return POLICIES[self.policy][1](self.config, self.processor.interface)
+        return policy_class(self.policy)(self.config, self.processor.interface)
 
     def _kinds(self, most_bytes: int) -> dict[str, Kind]:
         try:
@@ -234,7 +221,7 @@ def _read(folder: Path, file: Path) -> Checkpoint:
             known = ", ".join(POLICIES)
             raise CheckpointError(f"{folder} holds the policy {_short(policy)}; this version knows {known}")
         read = from_json(_Description, values)
-        config = from_json(POLICIES[read.policy][0], read.config)
+        config = from_json(config_class(read.policy), read.config)
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from robostack.datasets.statistics import SMALLEST_SCALE, Normalization
 
-POLICY_NAMES = ("pi0", "act", "diffusion", "decision_transformer", "energy")
-
 
 @dataclass(frozen=True)
 class Scaling:

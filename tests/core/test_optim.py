@@ -9,9 +9,9 @@ from torch import nn
 
 from robostack.core.optim import STATE, Muon, OptimizerName, build_optimizers, hidden_matrices, orthogonalize
 from robostack.core.unet import Convolution, Doubling
-from robostack.policies.checkpoint import POLICIES
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.protocol import Interface
+from robostack.policies.registry import policy_class
 
 
 def make_policy() -> Pi0:
@@ -58,7 +58,7 @@ def test_muon_takes_attention_and_feed_forward_and_nothing_else() -> None:
 def test_only_the_weights_of_layers_are_decayed(case: str, optimizer_name: OptimizerName) -> None:
     """Not embeddings, learned tokens and places, norms and biases: without a gradient they stay what they are."""
     config, cameras = SMALL[case]
-    policy = POLICIES[case.split(",")[0]][1](config, Interface(5, 3, 4, 9, cameras))
+    policy = policy_class(case.split(",")[0])(config, Interface(5, 3, 4, 9, cameras))
     before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
     try:
         optimizers = build_optimizers(policy, optimizer_name, 0.1, 0.5)

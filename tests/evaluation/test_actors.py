@@ -18,7 +18,7 @@ from robostack.envs.aloha.cameras import parse_camera
 from robostack.envs.aloha.vector import AlohaVectorEnv
 from robostack.evaluation.actors import PolicyActor
 from robostack.evaluation.rollout import make_worlds, run_together
-from robostack.policies import checkpoint as checkpoints
+from robostack.policies import registry
 from robostack.policies.checkpoint import Checkpoint, Training
 from robostack.policies.protocol import Interface, Observation
 from robostack.runtime.chunks import temporal_ensemble
@@ -72,7 +72,7 @@ class Recorder(AlohaVectorEnv):
 
 def save_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: StubConfig) -> Checkpoint:
     """A checkpoint of the stub, with the statistics of some demonstrations."""
-    monkeypatch.setattr(checkpoints, "POLICIES", {"stub": (StubConfig, Stub)})
+    monkeypatch.setitem(registry.POLICIES, "stub", registry.Named(__name__, "StubConfig", "Stub"))
     features = {
         KEYS[0]: Feature((14,), "float32"),
         KEYS[1]: Feature((16, 16, 3), "uint8"),

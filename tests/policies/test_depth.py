@@ -19,8 +19,9 @@ from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import WindowSampler
 from robostack.pages.inspection_console import describe_checkpoint, print_checkpoint
 from robostack.policies.act import ActConfig
-from robostack.policies.checkpoint import POLICIES, Checkpoint, CheckpointError, Training
+from robostack.policies.checkpoint import Checkpoint, CheckpointError, Training
 from robostack.policies.depth import bounded_depth
+from robostack.policies.registry import policy_class
 from robostack.policies.settings import Augmentation
 from robostack.training.augmentation import augment, random_shift
 from robostack.training.preparation import prepare
@@ -145,7 +146,7 @@ def test_every_policy_learns_from_depth_alone_and_samples(tmp_path: Path, case: 
     windows = sampler.draw(4, np.random.default_rng(0))
     observation, actions, counts = processor.training_batch([("robot", windows, ["reach"] * 4)])
     torch.manual_seed(0)
-    policy: Any = POLICIES[policy_name][1](config, processor.interface)
+    policy: Any = policy_class(policy_name)(config, processor.interface)
     name, first = next((name, p) for name, p in policy.named_parameters() if "cameras" in name)
     before, optimizer = first.detach().clone(), torch.optim.SGD(policy.parameters(), 1e-2)
     for _ in range(4):  # at the start some policies listen to nothing
@@ -162,7 +163,7 @@ def test_what_only_depth_shows_is_learnt(tmp_path: Path) -> None:
     processor = prepare([store], ACT.chunk_len)
     sampler = WindowSampler(store, processor.keys_of("robot"), ACT.chunk_len)
     torch.manual_seed(0)
-    policy: Any = POLICIES["act"][1](ACT, processor.interface)
+    policy: Any = policy_class("act")(ACT, processor.interface)
     optimizer, rng, generator = torch.optim.AdamW(policy.parameters(), 3e-3), np.random.default_rng(0), seeded()
     for _ in range(120):
         observation, actions, counts = processor.training_batch([("robot", sampler.draw(32, rng), ["reach"] * 32)])
@@ -234,7 +235,7 @@ def test_a_robot_without_depth_trains_beside_one_with_it(tmp_path: Path) -> None
     assert observation.images["depth"].shape == (8, 1, *SIZE, 1)
     assert 0 < observation.present["depth"].sum() < 8
     assert not observation.images["depth"][~observation.present["depth"]].any()
-    policy: Any = POLICIES["act"][1](ACT, processor.interface)
+    policy: Any = policy_class("act")(ACT, processor.interface)
     assert policy.loss(observation, actions, counts, seeded()).isfinite()
 
 

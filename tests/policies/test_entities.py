@@ -12,9 +12,9 @@ from small_policies import SMALL
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.moments import History, Moments
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.policies.checkpoint import POLICIES
 from robostack.policies.processor import ENTITIES
 from robostack.policies.protocol import Interface, Observation
+from robostack.policies.registry import policy_class
 from robostack.training.preparation import prepare
 
 
@@ -40,7 +40,7 @@ def test_every_policy_sees_entities(name: str) -> None:
     torch.manual_seed(0)
     config, _ = SMALL[name]
     interface = Interface(state_dim=1, action_dim=3, words=4, vocabulary=9, cameras={}, entities=(4, 6))
-    policy: Any = POLICIES[name.split(",")[0]][1](config, interface)
+    policy: Any = policy_class(name.split(",")[0])(config, interface)
     history: History = config.history
     observation = observed(5, history.length, history.steps, history.returns)
     with torch.no_grad():  # outputs and conditions that begin at zero hide what was seen

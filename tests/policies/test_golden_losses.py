@@ -22,8 +22,8 @@ import pytest
 import torch
 from small_policies import SMALL
 
-from robostack.policies.checkpoint import POLICIES
 from robostack.policies.protocol import Interface, Observation
+from robostack.policies.registry import POLICIES, policy_class
 from robostack.policies.settings import Augmentation
 from robostack.training.augmentation import augment
 
@@ -41,7 +41,7 @@ def losses(name: str, steps: int = 3) -> list[float]:
 
 def _losses(name: str, steps: int) -> list[float]:
     config, cameras = SMALL[name]
-    module = POLICIES[name.split(",")[0]][1]
+    module = policy_class(name.split(",")[0])
     torch.manual_seed(0)
     policy: Any = module(config, Interface(state_dim=5, action_dim=3, words=4, vocabulary=9, cameras=cameras))
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-2)

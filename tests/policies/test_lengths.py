@@ -9,10 +9,10 @@ import tyro
 
 from robostack.common.serialize import from_json, to_json
 from robostack.policies.act import ActConfig
-from robostack.policies.checkpoint import POLICIES
 from robostack.policies.diffusion import DiffusionConfig, DiTConfig
 from robostack.policies.energy import EnergyConfig
 from robostack.policies.pi0 import Pi0Config
+from robostack.policies.registry import POLICIES, config_class
 
 SHORT: dict[str, dict[str, Any]] = {
     "pi0": {"actions_per_token": 1},
@@ -22,7 +22,7 @@ SHORT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_shorter_chunk_is_executed_whole(policy: str) -> None:
-    make = POLICIES[policy][0]
+    make = config_class(policy)
     assert make().execute_len == 20
     config = make(chunk_len=3, **SHORT.get(policy, {}))
     assert config.execute_len == 3 and type(config.execute_len) is int
@@ -31,7 +31,7 @@ def test_a_shorter_chunk_is_executed_whole(policy: str) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_what_is_given_is_not_changed(policy: str) -> None:
-    make = POLICIES[policy][0]
+    make = config_class(policy)
     with pytest.raises(ValueError, match=r"execute_len must lie in 1\.\.chunk_len = 3, got 20"):
         make(chunk_len=3, execute_len=20, **SHORT.get(policy, {}))
     with pytest.raises(ValueError, match="got 20"):
