@@ -29,10 +29,12 @@ from torch import Tensor
 
 from robostack.common.intervals import wilson_interval
 from robostack.common.provenance import describe_run
+from robostack.envs.aloha.fingertips import Fingertips
 from robostack.evaluation.actors import Look, PolicyActor
-from robostack.evaluation.composition import Below, Cost, Fingertips, Sphere, composed_actor, keep_out, limits
 from robostack.evaluation.rollout import Worlds, make_worlds, run_together
 from robostack.recipes import Recipe
+from robostack.runtime.agent import Agent
+from robostack.runtime.constraints import Below, Cost, Sphere, composed_agent, keep_out, limits
 
 ENV = "aloha-transfer-cube"
 LEFT = Fingertips(("left",))
@@ -158,8 +160,8 @@ def write(made: Recipe) -> None:
 def study(run: Path, name: str, added: bool, seeds: range) -> dict[str, Any]:
     """The episodes of `seeds` with the constraint named, watched or also added, summed up."""
     constraint = CONSTRAINTS[name]
-    acting = composed_actor(run, "aloha", constraint.cost) if added else PolicyActor(run)
-    worlds, actor = make_worlds(ENV), Watched(acting, constraint.excess)
+    acting = composed_agent(run, "aloha", constraint.cost) if added else Agent.load(run)
+    worlds, actor = make_worlds(ENV), Watched(PolicyActor(acting), constraint.excess)
     done, depths, inside, latencies = [], [], [], []
     for seed in seeds:
         (episode,) = run_together(worlds, actor, [seed])

@@ -223,10 +223,10 @@ def _copied(source: str, target: str) -> None:
 
 def _act(run: Path) -> None:
     from robostack.evaluation.about import describe_training, read_training_log
-    from robostack.evaluation.actors import PolicyActor
+    from robostack.runtime.agent import Agent
 
-    actor = PolicyActor(run)
-    describe_training(actor.checkpoint, 1)
+    agent = Agent.load(run)
+    describe_training(agent.checkpoint, 1)
     read_training_log(run)
 
 

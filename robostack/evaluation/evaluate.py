@@ -21,7 +21,7 @@ from robostack.common.provenance import describe_run
 from robostack.common.serialize import to_json
 from robostack.core.devices import pick_device
 from robostack.evaluation.about import describe_training, keep_apart, name_checkpoint, read_training_log
-from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor, TrainedExpertActor
+from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor, TrainedExpertActor, load_actor
 from robostack.evaluation.config import REPORT, SCRIPTED, EvalConfig, refuse_finished, results_folder
 from robostack.evaluation.films import film
 from robostack.evaluation.ledger import Cost, Ledger, Settings, to_record
@@ -81,12 +81,12 @@ def evaluate(
     refuse_finished(folder)
     actor = subject.make_actor()  # what cannot be loaded is told here; in a worker it would be the pool's end
     if isinstance(actor, PolicyActor) and config.workers == 0:
-        config = replace(config, workers=workers_on(torch.device(subject.settings.device), actor.parameters))
+        config = replace(config, workers=workers_on(torch.device(subject.settings.device), actor.agent.parameters))
     make_actor = (lambda: actor) if config.workers == 1 else subject.make_actor
     about, log, log_said = _describe_env(config.env), [], ""
     if isinstance(actor, PolicyActor):
-        about["training"] = describe_training(actor.checkpoint, actor.parameters)
-        log, log_said = read_training_log(actor.checkpoint.path)
+        about["training"] = describe_training(actor.agent.checkpoint, actor.agent.parameters)
+        log, log_said = read_training_log(actor.agent.checkpoint.path)
 
     ledger = Ledger(folder, subject.settings)
     with saying(ledger.how_to_go_on):
@@ -142,7 +142,7 @@ def _subject(run: str, config: EvalConfig) -> _Subject:
         execute_len=execute_len,
         device=device,
     )
-    actor = partial(PolicyActor, checkpoint.path, device, execute_len, blend, config.target_return)
+    actor = partial(load_actor, checkpoint.path, device, execute_len, blend, config.target_return)
     return _Subject(checkpoint.policy, actor, settings)
 
 

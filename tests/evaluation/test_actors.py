@@ -21,6 +21,7 @@ from robostack.evaluation.rollout import make_worlds, run_together
 from robostack.policies import registry
 from robostack.policies.checkpoint import Checkpoint, Training
 from robostack.policies.protocol import Interface, Observation
+from robostack.runtime.agent import Agent
 from robostack.runtime.chunks import temporal_ensemble
 from robostack.training.preparation import prepare
 
@@ -100,7 +101,7 @@ def test_a_policy_is_shown_what_a_recording_shows(tmp_path: Path, monkeypatch: p
     config = StubConfig()
     saved = save_stub(tmp_path, monkeypatch, config)
     worlds = Recorder(1)
-    actor = PolicyActor(saved.path, target_return=100.0)
+    actor = PolicyActor(Agent.load(saved.path, target_return=100.0))
     (episode,) = run_together(worlds, actor, [3])
     rows = {key: np.stack(values[:400]) for key, values in worlds.rows.items()}
     assert len(worlds.rows["action"]) == 400 and episode.total_reward == rows["next.reward"].sum()
@@ -114,7 +115,7 @@ def test_a_policy_is_shown_what_a_recording_shows(tmp_path: Path, monkeypatch: p
     windows = sampler.gather(decisions)
     robot = saved.processor.choose(None)
     shown = saved.processor.observe(windows, [worlds.task] * len(decisions), robot)
-    seen = Observation.concatenate(actor._policy.shown)
+    seen = Observation.concatenate(actor.agent.policy.shown)
     assert len(episode.latencies_ms) == len(decisions)
     assert torch.equal(seen.state, shown.state) and torch.equal(seen.seen, shown.seen)
     assert torch.equal(seen.images["top_zoom"], shown.images["top_zoom"])
@@ -132,7 +133,7 @@ def test_an_ensemble_runs_the_average_of_overlapping_chunks(tmp_path: Path, monk
     looked = worlds.look({KEYS[0]: (14,), KEYS[1]: (16, 16, 3)})
 
     def actions(execute_len: int, **blend) -> np.ndarray:
-        actor = PolicyActor(saved.path, execute_len=execute_len, **blend)
+        actor = PolicyActor(Agent.load(saved.path, execute_len=execute_len, **blend))
         actor.begin(worlds, [0])
         return np.concatenate([actor.act(lambda _: looked, np.zeros(1)) for _ in range(30)])
 
@@ -146,7 +147,7 @@ def test_a_target_return_is_for_policies_that_are_conditioned_on_it(
 ) -> None:
     saved = save_stub(tmp_path, monkeypatch, StubConfig(history=History()))
     with pytest.raises(ValueError, match="not conditioned on a return: give no target"):
-        PolicyActor(saved.path, target_return=5.0)
+        PolicyActor(Agent.load(saved.path, target_return=5.0))
 
 
 @pytest.mark.parametrize("execute_len", [0, -1, 7])
@@ -155,21 +156,21 @@ def test_lengths_that_cannot_be_run_are_refused(
 ) -> None:
     saved = save_stub(tmp_path, monkeypatch, StubConfig())
     with pytest.raises(ValueError, match=rf"execute_len must lie in 1..chunk_len = 6, got {execute_len}"):
-        PolicyActor(saved.path, execute_len=execute_len)
+        PolicyActor(Agent.load(saved.path, execute_len=execute_len))
 
 
 def test_an_actor_keeps_no_more_of_a_long_episode_than_it_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = save_stub(tmp_path, monkeypatch, StubConfig())
-    worlds, actor = make_worlds(ENV), PolicyActor(saved.path)
+    worlds, actor = make_worlds(ENV), PolicyActor(Agent.load(saved.path))
     worlds.reset(seed=[0])
     looked = worlds.look({KEYS[0]: (14,), KEYS[1]: (16, 16, 3)})
     actor.begin(worlds, [0])
     held = []
     for step in range(300):
         actor.act(lambda _: looked, np.zeros(1))
-        actor._policy.shown.clear()
+        actor.agent.policy.shown.clear()
         if step in (100, 299):
-            held.append(sum(len(kept) for kept in vars(actor).values() if isinstance(kept, list | dict | deque)))
+            held.append(sum(len(kept) for kept in vars(actor.agent).values() if isinstance(kept, list | dict | deque)))
     assert held[1] - held[0] == len(range(101, 300, 3))  # the latency of each chunk, which is a result

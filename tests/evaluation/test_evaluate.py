@@ -17,13 +17,14 @@ import torch
 from robostack.common.extras import MissingExtraError
 from robostack.datasets.formats.video import read_frames
 from robostack.evaluation import evaluate as evaluation_module
-from robostack.evaluation.actors import ExpertActor, Look, PolicyActor
+from robostack.evaluation.actors import ExpertActor, Look, PolicyActor, load_actor
 from robostack.evaluation.config import EvalConfig, results_folder
 from robostack.evaluation.evaluate import summarize, workers_on
 from robostack.evaluation.rollout import Episode, make_worlds, run_episodes, run_together
 from robostack.experts.collect import CollectConfig, collect
 from robostack.pages.evaluation import write_report
 from robostack.policies.pi0 import Pi0Config
+from robostack.runtime.agent import Agent
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
 
@@ -47,16 +48,16 @@ def outcome(episode: Episode) -> Episode:
 
 
 def test_an_episode_does_not_depend_on_workers_order_or_company(run: Path) -> None:
-    worlds, actor = make_worlds(ENV), PolicyActor(run)
+    worlds, actor = make_worlds(ENV), PolicyActor(Agent.load(run))
     alone = {seed: outcome(*run_together(worlds, actor, [seed])) for seed in (13, 11)}
-    make = partial(PolicyActor, run)
+    make = partial(load_actor, run)
     for workers in (1, 2):
         together = {e.seed: outcome(e) for e in run_episodes(ENV, make, range(11, 14), workers)}
         assert {seed: together[seed] for seed in alone} == alone
 
 
 def test_actions_do_not_depend_on_what_the_actor_did_before(run: Path) -> None:
-    worlds, actor = make_worlds(ENV), PolicyActor(run)
+    worlds, actor = make_worlds(ENV), PolicyActor(Agent.load(run))
 
     def first_chunk(seed: int) -> np.ndarray:
         worlds.reset(seed=[seed])

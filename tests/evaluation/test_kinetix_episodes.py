@@ -22,6 +22,7 @@ from robostack.experts.collect import CollectConfig, Collected, collect
 from robostack.experts.playing import play_together
 from robostack.pages.evaluation import write_report
 from robostack.policies.pi0 import Pi0Config
+from robostack.runtime.agent import Agent
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
 
@@ -128,7 +129,7 @@ def test_what_cannot_be_recorded_is_refused_before_anything_is_written(tmp_path:
 
 
 def test_episodes_that_run_together_come_out_the_same_again(run: Path) -> None:
-    worlds, actor = make_worlds(ENV), PolicyActor(run)
+    worlds, actor = make_worlds(ENV), PolicyActor(Agent.load(run))
     first = [outcome(e) for e in run_together(worlds, actor, range(4))]
     run_together(worlds, actor, range(4, 8))
     assert [outcome(e) for e in run_together(worlds, actor, range(4))] == first
@@ -152,7 +153,7 @@ def test_a_policy_of_entities_looks_at_them_in_its_episodes(tmp_path: Path) -> N
     expert, observe = (Path("0.2"), Path("1.0")), ("observation.entities",)
     collect(CollectConfig(ENV, tmp_path / "data", episodes=2, expert=expert, observe=observe))
     path = train("pi0", POLICY, TrainConfig((tmp_path / "data",), tmp_path / "run", steps=2, batch=4, threads=1))
-    episodes = run_together(make_worlds(ENV), PolicyActor(path), range(4))
+    episodes = run_together(make_worlds(ENV), PolicyActor(Agent.load(path)), range(4))
     assert len({e.total_reward for e in episodes}) == 4
 
 

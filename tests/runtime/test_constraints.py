@@ -12,12 +12,13 @@ from torch import Tensor
 from robostack.core.energy import barrier
 from robostack.datasets.moments import Moments
 from robostack.envs.aloha.env import START_QPOS
+from robostack.envs.aloha.fingertips import Fingertips
 from robostack.envs.aloha.kinematics import ArmKinematics
 from robostack.envs.aloha.tasks import TASKS, load_model
-from robostack.evaluation.composition import Below, Fingertips, Sphere, chunk_energy, composed_actor, keep_out, limits
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.energy import EnergyConfig
 from robostack.policies.pi0 import Pi0Config
+from robostack.runtime.constraints import Below, Sphere, chunk_energy, composed_agent, keep_out, limits
 from robostack.training.config import TrainConfig
 from robostack.training.trainer import train
 
@@ -89,7 +90,7 @@ def test_a_trained_policy_keeps_a_limit_that_is_added(tmp_path: Path) -> None:
         chunk = actor_policy.sample(observation, torch.Generator().manual_seed(0), energy)  # pyright: ignore
         return torch.from_numpy(checkpoint.processor.denormalize_actions(chunk, _moments(moments), robot))
 
-    policy = composed_actor(run, robot, cost)._policy
+    policy = composed_agent(run, robot, cost).policy
     free, kept = chunks(policy, False), chunks(policy, True)
     assert (free[..., 0] > 0.3).any() and not (kept[..., 0] > 0.3).any()
 
@@ -113,4 +114,4 @@ def test_other_policies_are_refused(tmp_path: Path) -> None:
     run = train("pi0", small, TrainConfig((data,), tmp_path / "run", steps=1, batch=4, device="cpu", threads=1))
     cost = limits(torch.zeros(2), torch.ones(2), 0.1)
     with pytest.raises(ValueError, match="energies add to an energy"):
-        composed_actor(run, "unknown", cost)
+        composed_agent(run, "unknown", cost)

@@ -1,12 +1,12 @@
 """Constraints that a policy was not trained with, as energies that are added to its own at run time.
 
-A constraint is a cost of a robot's chunk of actions, in its units; `composed_actor` makes it an energy of a policy's
+A constraint is a cost of a robot's chunk of actions, in its units; `composed_agent` makes it an energy of a policy's
 normalised chunks and gives it to `Energy.sample`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robostack.core.energy import barrier
-from robostack.core.kinematics import Chain
 from robostack.datasets.normalize import Normalizer
-from robostack.envs.aloha.kinematics import FINGERTIP, ArmKinematics, Side
-from robostack.envs.aloha.tasks import TASKS, load_model
-from robostack.evaluation.actors import PolicyActor
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.energy import ChunkEnergy, Energy
 from robostack.policies.processor import Processor
 from robostack.policies.protocol import Observation
+from robostack.runtime.agent import Agent
 
 Cost = Callable[[Tensor], Tensor]
 """Chunks (*batch, chunk_len, action_dim) in a robot's units ↦ energies (*batch,), 0 where the constraint is kept."""
+
+
+Points = Callable[[Tensor], Tensor]
+"""States or actions (*batch, numbers) ↦ world positions (*batch, points, 3) in metres, differentiable."""
 
 
 @runtime_checkable
@@ -65,23 +66,7 @@ class Sphere:
         return self.radius - ((points - points.new_tensor(self.centre)).square().sum(-1) + 1e-12).sqrt()
 
 
-class Fingertips:
-    """Where ALOHA's fingertips are, as a differentiable function of its state or action."""
-
-    def __init__(self, sides: Sequence[Side] = ("left", "right")) -> None:
-        self._arms = []
-        for side in sides:
-            links = ArmKinematics(load_model(TASKS["transfer_cube"]), side).links()
-            parts = (links.positions, links.rotations, links.axes, FINGERTIP)
-            joints = slice(0, 6) if side == "left" else slice(7, 13)
-            self._arms.append((joints, Chain(*(torch.from_numpy(part).float() for part in parts))))
-
-    def __call__(self, numbers: Float[Tensor, "*batch 14"]) -> Float[Tensor, "*batch arms 3"]:
-        """World positions in metres, of the sides in their order."""
-        return torch.stack([chain.forward(numbers[..., joints]) for joints, chain in self._arms], dim=-2)
-
-
-def keep_out(region: Region, fingertips: Fingertips, clearance: float, softness: float, pace: float = 1e-3) -> Cost:
+def keep_out(region: Region, fingertips: Points, clearance: float, softness: float, pace: float = 1e-3) -> Cost:
     """Σ_t b(depth_t + clearance) √(1 + (‖Δp_t‖ / pace)²) over the fingertips' ways p, in metres; b is `barrier`.
 
     The root makes it a cost along the way where a fingertip moves faster than `pace` a step (CHOMP, Ratliff et al.
@@ -115,13 +100,13 @@ def chunk_energy(processor: Processor, robot: str, cost: Cost) -> ChunkEnergy:
     return lambda chunk: cost(normalizer.inverse(chunk[..., places]))
 
 
-def composed_actor(run: Path, robot: str, cost: Cost) -> PolicyActor:
+def composed_agent(run: Path, robot: str, cost: Cost) -> Agent:
     """The energy policy of `run` with the cost's energy added to its own."""
     checkpoint = Checkpoint.read(run)
     if checkpoint.policy != "energy":
         raise ValueError(f"{run} holds a policy of {checkpoint.policy}: energies add to an energy")
     added = chunk_energy(checkpoint.processor, robot, cost)
-    return PolicyActor(checkpoint.path, sampler=partial(_sample_with, added))
+    return Agent.load(checkpoint.path, sampler=partial(_sample_with, added))
 
 
 def _sample_with(added: ChunkEnergy, policy: Energy, observation: Observation, generator: torch.Generator) -> Tensor:

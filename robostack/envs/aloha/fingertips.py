@@ -1,12 +1,32 @@
-"""Differentiable forward kinematics of a serial chain of hinges: a fingertip's place as a function of joint angles."""
+"""Where ALOHA's fingertips are as a differentiable function of its joint angles."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from robostack.envs.aloha.kinematics import FINGERTIP, ArmKinematics, Side
+from robostack.envs.aloha.tasks import TASKS, load_model
+
+
+class Fingertips:
+    """Where ALOHA's fingertips are, as a differentiable function of its state or action."""
+
+    def __init__(self, sides: Sequence[Side] = ("left", "right")) -> None:
+        self._arms = []
+        for side in sides:
+            links = ArmKinematics(load_model(TASKS["transfer_cube"]), side).links()
+            parts = (links.positions, links.rotations, links.axes, FINGERTIP)
+            joints = slice(0, 6) if side == "left" else slice(7, 13)
+            self._arms.append((joints, Chain(*(torch.from_numpy(part).float() for part in parts))))
+
+    def __call__(self, numbers: Float[Tensor, "*batch 14"]) -> Float[Tensor, "*batch arms 3"]:
+        """World positions in metres, of the sides in their order."""
+        return torch.stack([chain.forward(numbers[..., joints]) for joints, chain in self._arms], dim=-2)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from robostack.core.kinematics import Chain, rotation
+from robostack.envs.aloha.fingertips import Chain, rotation
 from robostack.envs.aloha.kinematics import FINGERTIP, ArmKinematics, Side
 from robostack.envs.aloha.tasks import TASKS, load_model
 
