@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robostack.kernels.linear import linear
 from robostack.kernels.rms_norm import rms_norm
 
 NormName = Literal["rms", "layer"]
@@ -83,26 +84,10 @@ class AdaptiveNorm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear that multiplies a few rows from the weight's side, as a policy at run time has them.
-
-    One CPU thread is then bound by reading the weights, but MKL takes up to 2.6 times as long for 2 to 8 rows times a
-    weight of 512 → 512..3200 as for the transposed product. With more inputs than outputs it is the other way round,
-    and small weights lie in the cache.
-    """
+    """nn.Linear that is fast on a CPU for a few rows too (`kernels.linear`)."""
 
     def forward(self, input: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         return linear(input, self.weight, self.bias)
-
-
-def linear(
-    x: Float[Tensor, "*batch inputs"], weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
-) -> Float[Tensor, "*batch outputs"]:
-    """x Wᵀ + b."""
-    outputs, inputs = weight.shape
-    if outputs < inputs or outputs * inputs < 2**17 or not inputs < x.numel() <= 8 * inputs or x.is_cuda:
-        return F.linear(x, weight, bias)
-    product = torch.mm(weight, x.reshape(-1, inputs).T).T.contiguous().unflatten(0, x.shape[:-1])
-    return product if bias is None else product + bias
 
 
 def build_feed_forward(name: FeedForwardName, width: int, hidden: int, bias: bool) -> nn.Module:

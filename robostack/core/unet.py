@@ -3,16 +3,15 @@ action chunk, whose features an observation and the noise level scale and shift 
 
 Features lie as (steps, batch, channels). One tap of a convolution then is one matrix product of contiguous rows, with
 neither copies nor the padding's zeros multiplied: at batch 64 on a CPU, training runs at the speed of matrix products.
-A single chunk is bound by reading the weights, which are laid out for that once and kept (see `Convolution`).
+A single chunk is bound by reading the weights, which are laid out for that once and kept (`kernels/conv1d/cpu.py`).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
 from robostack.core.flow.paths import Field
+from robostack.kernels.conv1d import Layout, conv1d
+from robostack.kernels.group_norm import group_norm
 
 
 @dataclass(frozen=True)
@@ -154,17 +155,7 @@ class Block(nn.Module):
 
 
 class Convolution(nn.Module):
-    """y_i = Σ_k x_{s i + k − K//2} W_k + b over the steps, with zeros beyond the ends; stride s is 1, or 2 for K = 3.
-
-    Without gradients on a CPU, a single chunk is bound by reading W. oneDNN reads a layout of its own at the memory's
-    full speed (4 ms for 100 MB, where its plain convolution takes 20 and a matrix product 10), but making it takes as
-    long as several calls. So it is made once for each state of the weights. `_version` tells of their changes, except
-    of those that fused optimisers make: so some of the weights are compared too. The two calls that it takes are
-    torch's own affair and may be gone in another release: the usual way is as right, and slower.
-    """
-
-    _layouts = True
-    """Whether this torch makes and takes such a layout, as far as is known."""
+    """Weights of a convolution over the steps (`kernels.conv1d`); stride 2 is for three taps."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -174,50 +165,10 @@ class Convolution(nn.Module):
         bound = 1.0 / math.sqrt(kernel * before)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
-        self._laid_out: tuple[Any, Tensor, Tensor] | None = None
-        """State of the weights, some of them, and all of them in oneDNN's layout."""
+        self._layout = Layout()
 
     def forward(self, x: Float[Tensor, "steps batch before"]) -> Float[Tensor, "fewer batch after"]:
-        if x.is_cuda:
-            return self._plain(x)
-        if not torch.is_grad_enabled() and Convolution._layouts and _worth_a_layout(x, self.weight):
-            try:
-                return self._single(x)
-            except (AttributeError, TypeError, RuntimeError) as error:
-                # RuntimeError too: that is how torch tells that it knows the name, but not these arguments.
-                Convolution._layouts = False
-                told = " ".join(str(error).split())[:100]
-                warnings.warn(f"single chunks take longer: this torch lays no weights out ({told})", stacklevel=2)
-        if self.stride == 2:
-            return self._halving(x)
-        return cast(Tensor, _Taps.apply(x, self.weight, self.bias))
-
-    def _plain(self, x: Tensor) -> Tensor:
-        weight, padding = self.weight.permute(2, 1, 0), len(self.weight) // 2
-        return F.conv1d(x.permute(1, 2, 0), weight, self.bias, self.stride, padding).permute(2, 0, 1).contiguous()
-
-    def _halving(self, x: Tensor) -> Tensor:
-        even, odd = x.unflatten(0, (-1, 2)).unbind(1)
-        before = F.pad(odd, (0, 0, 0, 0, 1, 0))[:-1]
-        return F.linear(torch.cat([before, even, odd], dim=-1), self.weight.flatten(0, 1).t(), self.bias)
-
-    def _single(self, x: Tensor) -> Tensor:
-        padding, stride = (0, len(self.weight) // 2), (1, self.stride)
-        image = x.permute(1, 2, 0)[:, :, None]  # one row of pixels
-        state = (self.weight.data_ptr(), self.weight._version, image.shape)
-        some = self.weight.detach().view(-1)[:: max(1, self.weight.numel() // 64)]
-        kept = self._laid_out
-        if kept is None or kept[0] != state or not torch.equal(kept[1], some):
-            kernel = self.weight.detach().permute(2, 1, 0)[:, :, None]
-            kernel = torch.ops.mkldnn._reorder_convolution_weight(kernel, padding, stride, (1, 1), 1, list(image.shape))
-            self._laid_out = kept = state, some.clone(), kernel
-        found = torch.ops.mkldnn._convolution_pointwise(
-            image, kept[2], self.bias, padding, stride, (1, 1), 1, "none", [], ""
-        )
-        return found[:, :, 0].permute(2, 0, 1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_laid_out": None}  # a copy makes its own
+        return conv1d(x, self.weight, self.bias, self.stride, self._layout)
 
 
 class Doubling(nn.Module):
@@ -240,7 +191,7 @@ class Doubling(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """(x − mean)/deviation over the steps and the channels of a group (arXiv 1803.08494), then scaled and shifted."""
+    """Scale and shift of a norm over the steps and the channels of a group (`kernels.group_norm`)."""
 
     def __init__(self, groups: int, width: int) -> None:
         super().__init__()
@@ -248,9 +199,7 @@ class GroupNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Float[Tensor, "steps batch width"]) -> Float[Tensor, "steps batch width"]:
-        if x.is_cuda:  # autocast takes it in float32
-            return F.group_norm(x.permute(1, 2, 0), self.groups, self.weight, self.bias).permute(2, 0, 1)
-        return cast(Tensor, _GroupNorm.apply(x, self.weight, self.bias, self.groups))
+        return group_norm(x, self.groups, self.weight, self.bias)
 
 
 def step_embedding(step: Float[Tensor, " batch"], width: int) -> Float[Tensor, "batch width"]:
@@ -258,88 +207,6 @@ def step_embedding(step: Float[Tensor, " batch"], width: int) -> Float[Tensor, "
     exponent = torch.arange(width // 2, dtype=step.dtype, device=step.device) / (width // 2 - 1)
     angles = step[:, None] * torch.exp(-math.log(10_000.0) * exponent)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-class _Taps(torch.autograd.Function):
-    """The convolution of stride 1, a matrix product for each tap k: y[i] += x[i + k − K//2] W_k where that exists."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        rows = x.flatten(0, 1)
-        middle = len(weight) // 2
-        y = torch.addmm(bias, rows, weight[middle])
-        for k, into, out_of in _other_taps(x, middle):
-            y[into].addmm_(rows[out_of], weight[k])
-        return y.unflatten(0, x.shape[:2])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        rows, gradient = x.flatten(0, 1), gradients[0].reshape(-1, weight.shape[2])
-        middle = len(weight) // 2
-        of_weight = torch.empty_like(weight)
-        torch.mm(rows.t(), gradient, out=of_weight[middle])
-        of_x = gradient @ weight[middle].t() if ctx.needs_input_grad[0] else None
-        present = {middle}
-        for k, into, out_of in _other_taps(x, middle):
-            present.add(k)
-            torch.mm(rows[out_of].t(), gradient[into], out=of_weight[k])
-            if of_x is not None:
-                of_x[out_of].addmm_(gradient[into], weight[k].t())
-        for k in set(range(len(weight))) - present:
-            of_weight[k] = 0.0  # taps that only ever meet the padding
-        return None if of_x is None else of_x.unflatten(0, x.shape[:2]), of_weight, gradient.sum(0)
-
-
-def _other_taps(x: Tensor, middle: int) -> Iterator[tuple[int, slice, slice]]:
-    """(k, rows of the output, rows of the input they take) for every tap but the middle one."""
-    steps, batch = x.shape[:2]
-    for distance in range(-min(middle, steps - 1), min(middle, steps - 1) + 1):
-        if distance:
-            first, end = max(0, -distance) * batch, (steps - max(0, distance)) * batch
-            yield distance + middle, slice(first, end), slice(first + distance * batch, end + distance * batch)
-
-
-class _GroupNorm(torch.autograd.Function):
-    """Group normalisation of (steps, batch, channels), which torch's would have to transpose."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-        grouped = x.unflatten(-1, (groups, -1))
-        variance, mean = torch.var_mean(grouped, dim=(0, 3), correction=0)  # (batch, groups)
-        inverse = (variance + 1e-5).rsqrt()
-        ctx.save_for_backward(x, weight, mean, inverse)
-        scale = inverse[..., None] * weight.unflatten(0, (groups, -1))
-        shift = bias.unflatten(0, (groups, -1)) - mean[..., None] * scale
-        return torch.addcmul(shift, grouped, scale).flatten(2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, inverse = ctx.saved_tensors
-        groups = mean.shape[1]
-        gradient, grouped = gradients[0].unflatten(-1, (groups, -1)), x.unflatten(-1, (groups, -1))
-        scale = weight.unflatten(0, (groups, -1))
-        # x̂ = (x − mean) · inverse;  ∂x = inverse · (∂y w − mean of ∂y w − x̂ · mean of (∂y w x̂)).
-        total = gradient.sum(0)  # (batch, groups, channels of a group)
-        along = ((gradient * grouped).sum(0) - mean[..., None] * total) * inverse[..., None]
-        count = x.shape[0] * grouped.shape[3]
-        mean_total = (total * scale).sum(-1, keepdim=True) / count
-        mean_along = (along * scale).sum(-1, keepdim=True) / count
-        each = inverse[..., None]
-        offset = each * (mean[..., None] * each * mean_along - mean_total)
-        of_x = torch.addcmul(torch.addcmul(offset, grouped, -each * each * mean_along), gradient, each * scale)
-        return of_x.flatten(2), along.sum(0).flatten(), total.sum(0).flatten(), None
-
-
-def _worth_a_layout(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's own layout is to be used: a single float32 chunk, and weights whose changes can be seen."""
-    return (
-        x.shape[1] == 1
-        and x.dtype == torch.float32
-        and not weight.is_inference()
-        and torch.backends.mkldnn.is_available()
-    )
 
 
 def _levels(levels: nn.ModuleList) -> Iterator[tuple[nn.Module, nn.Module, nn.Module]]:

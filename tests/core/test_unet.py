@@ -1,102 +1,12 @@
-"""The U-Net's own convolutions are torch's, with their gradients, and what is kept of the weights follows them."""
-
-import copy
-from types import SimpleNamespace
+"""The U-Net treats every row by itself, under a condition and a time that it takes in apart."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
-from robostack.core.unet import Convolution, Doubling, GroupNorm, UNet, UNetConfig
+from robostack.core.unet import Doubling, UNet, UNetConfig
 
 SMALL = UNetConfig(widths=(16, 16, 32), kernel=5, groups=4, time_width=8)
-
-
-def reference(convolution: Convolution, x: Tensor) -> Tensor:
-    """torch's convolution on the usual layout, (batch, channels, steps)."""
-    weight = convolution.weight.permute(2, 1, 0)
-    y = F.conv1d(x.permute(1, 2, 0), weight, convolution.bias, convolution.stride, len(convolution.weight) // 2)
-    return y.permute(2, 0, 1)
-
-
-@pytest.mark.parametrize(("kernel", "stride", "steps"), [(5, 1, 8), (5, 1, 2), (5, 1, 1), (1, 1, 4), (3, 2, 6)])
-def test_a_convolution_is_torchs_with_its_gradients(kernel: int, stride: int, steps: int) -> None:
-    torch.manual_seed(0)
-    convolution = Convolution(3, 4, kernel, stride).double()
-    x = torch.randn(steps, 2, 3, dtype=torch.float64, requires_grad=True)
-    y, expected = convolution(x), reference(convolution, x)
-    torch.testing.assert_close(y, expected)
-    weights = torch.randn_like(y)
-    parameters = [x, convolution.weight, convolution.bias]
-    found = torch.autograd.grad((y * weights).sum(), parameters)
-    torch.testing.assert_close(found, torch.autograd.grad((expected * weights).sum(), parameters))
-
-
-@pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (1, 1), (3, 2)])
-def test_a_single_chunk_follows_the_weights(kernel: int, stride: int) -> None:
-    """oneDNN's copy of the weights is made anew after whatever may change them."""
-    torch.manual_seed(0)
-    convolution, x = Convolution(16, 32, kernel, stride), torch.randn(8, 1, 16)
-    average, loaded = Convolution(16, 32, kernel, stride), Convolution(16, 32, kernel, stride)
-
-    def check(module: Convolution) -> None:
-        for mode in (torch.no_grad, torch.inference_mode):
-            with mode():
-                torch.testing.assert_close(module(x), reference(module, x), atol=1e-5, rtol=1e-5)
-                assert module._laid_out is not None
-
-    check(convolution)
-    for fused in (False, True):
-        optimizer = torch.optim.AdamW(convolution.parameters(), 0.1, fused=fused)
-        convolution(x).square().sum().backward()
-        optimizer.step()
-        check(convolution)
-    check(average)
-    with torch.no_grad():
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            list(average.parameters()), list(convolution.parameters()), 0.5
-        )
-    check(average)
-    check(loaded)
-    loaded.load_state_dict(convolution.state_dict())
-    check(loaded)
-    check(copy.deepcopy(convolution))
-
-
-@pytest.mark.parametrize("missing", ["_reorder_convolution_weight", "_convolution_pointwise"])
-@pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (1, 1), (3, 2)])
-def test_a_torch_without_the_layout_takes_the_usual_way(
-    missing: str, kernel: int, stride: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Gone, or with other arguments: the chunk is the same, after one warning."""
-    convolution, x = Convolution(16, 32, kernel, stride), torch.randn(8, 1, 16)
-    ops = SimpleNamespace(
-        _reorder_convolution_weight=torch.ops.mkldnn._reorder_convolution_weight,
-        _convolution_pointwise=torch.ops.mkldnn._convolution_pointwise,
-    )
-    for change in (lambda: delattr(ops, missing), lambda: setattr(ops, missing, torch.ops.aten.relu)):
-        change()
-        monkeypatch.setattr(torch.ops, "mkldnn", ops)
-        monkeypatch.setattr(Convolution, "_layouts", True)
-        with torch.no_grad(), pytest.warns(UserWarning, match="single chunks take longer") as told:
-            for _ in range(2):
-                torch.testing.assert_close(convolution(x), reference(convolution, x), atol=1e-5, rtol=1e-5)
-        assert len(told) == 1
-
-
-def test_group_norm_is_torchs_with_its_gradients() -> None:
-    torch.manual_seed(0)
-    norm = GroupNorm(4, 8).double()
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    x = torch.randn(6, 3, 8, dtype=torch.float64, requires_grad=True)
-    y = norm(x)
-    expected = F.group_norm(x.permute(1, 2, 0), 4, norm.weight, norm.bias).permute(2, 0, 1)
-    torch.testing.assert_close(y, expected)
-    weights, parameters = torch.randn_like(y), [x, norm.weight, norm.bias]
-    found = torch.autograd.grad((y * weights).sum(), parameters)
-    torch.testing.assert_close(found, torch.autograd.grad((expected * weights).sum(), parameters))
 
 
 def test_doubling_is_torchs_transposed_convolution() -> None:
