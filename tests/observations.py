@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from robostack.datasets.moments import History
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Interface, Observation, Text
 
 Cameras = Mapping[str, tuple[int, int]]
 
@@ -32,13 +32,18 @@ def make_observation(
     }
     return Observation(
         state=torch.randn(batch, history.length, 5, generator=g),
-        text=text,
+        text=as_text(text),
         images=images,
         present={name: torch.ones(batch, dtype=torch.bool) for name in images},
         seen=torch.ones(batch, history.length, dtype=torch.bool),
         past_actions=torch.randn(batch, history.steps, 3, generator=g),
         returns_to_go=torch.rand(batch, history.length, generator=g) if history.returns else None,
     )
+
+
+def as_text(ids: torch.Tensor) -> Text:
+    """0 is no word."""
+    return Text(ids, ids > 0)
 
 
 def rows(observation: Observation, index: slice) -> Observation:

@@ -27,7 +27,7 @@ from robostack.core.optim import build_optimizers
 from robostack.core.unet import UNetConfig
 from robostack.policies.act import Act, ActConfig
 from robostack.policies.diffusion import Diffusion, DiffusionConfig
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Interface, Observation, Text
 
 What = Literal["step", "gradient", "chunk"]
 BATCH = 64
@@ -157,7 +157,7 @@ def numbers(batch: int, looks: int) -> Observation:
     """Random moments of ROBOT + ENVIRONMENT numbers, without text and cameras."""
     return Observation(
         state=torch.randn(batch, looks, ROBOT + ENVIRONMENT),
-        text=torch.zeros(batch, 1, dtype=torch.long),
+        text=Text(torch.zeros(batch, 1, dtype=torch.long), torch.zeros(batch, 1, dtype=torch.bool)),
         images={},
         present={},
         seen=torch.ones(batch, looks, dtype=torch.bool),

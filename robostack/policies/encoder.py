@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
 from robostack.core.entities import EntityEncoder
-from robostack.core.text.words import PADDING
 from robostack.core.vision.images import Size
 from robostack.core.vision.keypoints import KeypointEncoder
 from robostack.core.vision.vit import PatchEncoder
@@ -136,7 +135,7 @@ class ObservationEncoder(nn.Module):
         self._names = tuple(interface.cameras)
         self.entities = make_entity_encoder(config, interface, width)
         self.state_in = nn.Sequential(nn.Linear(interface.state_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
-        self.word = nn.Embedding(interface.vocabulary, width, padding_idx=PADDING)
+        self.word = nn.Embedding(interface.vocabulary, width)
         self.look = nn.Parameter(0.02 * torch.randn(looks, width))
         views = [*map(_encoder, self.cameras.values()), *([] if self.entities is None else [self.entities])]
         self.tokens = looks + 1 + looks * sum(view.tokens for view in views)
@@ -152,9 +151,9 @@ class ObservationEncoder(nn.Module):
         mask sees a robot at rest.
         """
         batch, looks = observation.seen.shape
-        words = observation.text != PADDING
+        words = observation.text.valid
         told = words.sum(1, keepdim=True)
-        task = self.word(observation.text).sum(1) / told.clamp(min=1)
+        task = (self.word(observation.text.ids) * words[..., None]).sum(1) / told.clamp(min=1)
         tokens, counts = [self.state_in(observation.state) + self.look, task[:, None]], [observation.seen, told > 0]
         for name, module in zip(self._names, self.cameras.values(), strict=True):
             encoder, present = _encoder(module), observation.present[name][:, None]

@@ -21,7 +21,6 @@ from robostack.core.attention import block_mask
 from robostack.core.flow.paths import LinearPath
 from robostack.core.flow.solvers import Method, integrate
 from robostack.core.flow.training import TimeSampling, sample_time
-from robostack.core.text.words import PADDING
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, make_entity_encoder, make_image_encoders
@@ -104,7 +103,7 @@ class Pi0(nn.Module):
         super().__init__()
         self.config, self.interface = config, interface
         width, prefix_width = config.expert_width, config.prefix_width
-        self.word = nn.Embedding(interface.vocabulary, prefix_width, padding_idx=PADDING)
+        self.word = nn.Embedding(interface.vocabulary, prefix_width)
         self.cameras = make_image_encoders(config.encoder, interface, prefix_width)
         self.entities = make_entity_encoder(config.encoder, interface, prefix_width)
         self.state_in = nn.Linear(interface.state_dim, width)
@@ -165,7 +164,7 @@ class Pi0(nn.Module):
         text, inverse = observation.text, None
         if not self.interface.views:
             # Without them the prefix depends on the task alone: encode each task of the batch once.
-            text, inverse = torch.unique(text, dim=0, return_inverse=True)
+            text, inverse = text.distinct()
         cameras = zip(self.interface.cameras, self.cameras.values(), strict=True)
         tokens = [encoder(observation.images[name][:, -1]) for name, encoder in cameras]
         seen = [
@@ -176,8 +175,8 @@ class Pi0(nn.Module):
             assert observation.entities is not None
             tokens.append(self.entities(observation.entities[:, -1]))
             seen.append(observation.seen[:, -1:])
-        valid = torch.cat([*seen, text != PADDING], dim=1)
-        tokens = torch.cat([*tokens, self.word(text)], dim=1)
+        valid = torch.cat([*seen, text.valid], dim=1)
+        tokens = torch.cat([*tokens, self.word(text.ids)], dim=1)
         blocks = torch.full((tokens.shape[1],), PREFIX, device=tokens.device)
         # A padding token may see the others, so that no row of the mask is empty; nothing sees it.
         mask = block_mask(blocks, blocks, valid)

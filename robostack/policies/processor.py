@@ -24,7 +24,7 @@ from robostack.datasets.normalize import Normalizer
 from robostack.datasets.statistics import Statistics
 from robostack.policies.depth import bounded_depth
 from robostack.policies.described import check_described
-from robostack.policies.protocol import Interface, Observation
+from robostack.policies.protocol import Interface, Observation, Text
 from robostack.policies.settings import Scaling
 
 STATE = "observation.state"
@@ -173,9 +173,10 @@ class Processor:
                 images[name] = self._checked(moments, IMAGES + name, shape, np.uint8)
             present[name] = torch.full((batch,), name in known.cameras, device=device)
         past = self.normalize_actions(moments.past_action, moments, robot, device)
+        ids, valid = self.vocabulary.encode(tasks)
         return Observation(
             state=torch.from_numpy(np.concatenate(states, axis=2)).to(device),
-            text=torch.from_numpy(self.vocabulary.encode(tasks)).to(device),
+            text=Text(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device)),
             images={name: torch.from_numpy(frames).to(device) for name, frames in images.items()},
             present=present,
             seen=torch.from_numpy(moments.seen).to(device),

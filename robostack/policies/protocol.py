@@ -14,6 +14,25 @@ from robostack.datasets.moments import History
 
 
 @dataclass(frozen=True)
+class Text:
+    """The task texts of a batch as token ids, in order."""
+
+    ids: Int[Tensor, "batch words"]
+    valid: Bool[Tensor, "batch words"]
+    """False behind the end of a text, where the id is 0 and means nothing."""
+
+    def __getitem__(self, rows: slice | Tensor) -> Text:
+        return Text(self.ids[rows], self.valid[rows])
+
+    def distinct(self) -> tuple[Text, Int[Tensor, " batch"]]:
+        """Each different text once, and which of them each row has: a batch mostly has a few."""
+        if len(self.ids) == 1:
+            return self, torch.zeros(1, dtype=torch.long, device=self.ids.device)
+        ids, which = torch.unique(self.ids.masked_fill(~self.valid, -1), dim=0, return_inverse=True)
+        return Text(ids.clamp(min=0), ids >= 0), which
+
+
+@dataclass(frozen=True)
 class Observation:
     """What a policy sees, for a batch of B moments. Numbers are normalised, colours are as the camera gave them, and
     depth is z / (1 + z) with z in metres, 0 where nothing was measured.
@@ -22,8 +41,8 @@ class Observation:
     """
 
     state: Float[Tensor, "batch looks state_dim"]
-    text: Int[Tensor, "batch words"]
-    """Word ids of the task, 0 where there is no word."""
+    text: Text
+    """What to do."""
     images: Mapping[str, UInt8[Tensor, "batch looks height width 3"] | Float[Tensor, "batch looks height width 1"]]
     """Camera name to frames."""
     present: Mapping[str, Bool[Tensor, " batch"]]
@@ -47,7 +66,7 @@ class Observation:
         entities = [part.entities for part in parts if part.entities is not None]
         return Observation(
             state=torch.cat([part.state for part in parts]),
-            text=torch.cat([part.text for part in parts]),
+            text=Text(torch.cat([part.text.ids for part in parts]), torch.cat([part.text.valid for part in parts])),
             images={name: torch.cat([part.images[name] for part in parts]) for name in parts[0].images},
             present={name: torch.cat([part.present[name] for part in parts]) for name in parts[0].present},
             seen=torch.cat([part.seen for part in parts]),

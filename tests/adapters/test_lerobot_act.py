@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from observations import as_text
 from safetensors.torch import load_file
 
 from robostack.adapters.lerobot_act import act_from_lerobot
@@ -69,7 +70,7 @@ def moments(batch: int) -> tuple[dict[str, torch.Tensor], Observation, torch.Ten
     }
     observation = Observation(
         state=torch.cat([robot, environment], dim=1)[:, None],
-        text=torch.zeros(batch, 1, dtype=torch.int64),
+        text=as_text(torch.zeros(batch, 1, dtype=torch.int64)),
         images={},
         present={},
         seen=torch.ones(batch, 1, dtype=torch.bool),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from observations import as_text
 from safetensors.torch import load_file
 
 from robostack.adapters.lerobot_diffusion import diffusion_from_lerobot
@@ -59,7 +60,7 @@ def moments(batch: int, looks: int = 2) -> tuple[dict[str, torch.Tensor], Observ
     theirs = {"observation.state": robot, "observation.environment_state": environment}
     observation = Observation(
         state=torch.cat([robot, environment], dim=-1),
-        text=torch.zeros(batch, 1, dtype=torch.long),
+        text=as_text(torch.zeros(batch, 1, dtype=torch.long)),
         images={},
         present={},
         seen=torch.ones(batch, looks, dtype=torch.bool),

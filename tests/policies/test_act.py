@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from observations import Cameras, interface, make_observation, rows, seeded
+from observations import Cameras, as_text, interface, make_observation, rows, seeded
 from torch.distributions import Normal, kl_divergence
 
 from robostack.policies.act import Act, ActConfig, sinusoids
@@ -48,7 +48,7 @@ def test_one_observation_gives_one_chunk_whatever_the_generator(config: ActConfi
 def test_every_part_of_the_observation_matters(cameras: Cameras) -> None:
     policy, observation = make_policy(cameras=cameras), make_observation(2, cameras)
     before = policy.sample(observation, seeded())
-    changes = {"state": observation.state + 1.0, "text": observation.text.flip(1) % 8 + 1}
+    changes = {"state": observation.state + 1.0, "text": as_text(observation.text.ids.flip(1) % 8 + 1)}
     if cameras:
         changes["images"] = {"top": observation.images["top"].flip(2)}
     for name, value in changes.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from observations import Cameras, interface, make_observation, seeded
+from observations import Cameras, as_text, interface, make_observation, seeded
 
 from robostack.policies.decision_transformer import (
     DecisionTransformer,
@@ -48,7 +48,7 @@ def test_every_part_of_the_observation_matters(context: int, cameras: Cameras) -
     assert observation.returns_to_go is not None
     changes = {
         "state": observation.state + 1.0,
-        "text": torch.where(observation.text == 1, 2, 1),
+        "text": as_text(torch.where(observation.text.ids == 1, 2, 1)),
         "returns_to_go": observation.returns_to_go + 0.5,
     }
     if context > 1:
@@ -149,7 +149,7 @@ def test_it_does_what_earned_the_return_that_is_asked(head: Head) -> None:
         return dataclasses.replace(
             make_observation(batch),
             state=torch.randn(batch, 1, 5, generator=generator),
-            text=torch.ones(batch, 4, dtype=torch.long),
+            text=as_text(torch.ones(batch, 4, dtype=torch.long)),
             returns_to_go=returns[:, None],
         )
 

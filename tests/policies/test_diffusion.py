@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from observations import Cameras, interface, make_observation, rows, seeded
+from observations import Cameras, as_text, interface, make_observation, rows, seeded
 
 from robostack.core.unet import UNetConfig
 from robostack.datasets.moments import History
@@ -59,7 +59,7 @@ def test_every_part_of_the_observation_matters(config: DiffusionConfig, cameras:
     first_look, last_look = observation.state.clone(), observation.state.clone()
     first_look[:, 0] += 1.0
     last_look[:, 1] += 1.0
-    changes = [{"state": first_look}, {"state": last_look}, {"text": observation.text % 8 + 1}]
+    changes = [{"state": first_look}, {"state": last_look}, {"text": as_text(observation.text.ids % 8 + 1)}]
     if cameras:
         changes.append({"images": {"top": observation.images["top"].flip(2)}})
     with torch.no_grad():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from observations import Cameras, interface, make_observation, seeded
+from observations import Cameras, as_text, interface, make_observation, seeded
 from small_policies import SMALL
 
 from robostack.common.serialize import from_json, to_json
@@ -34,7 +34,7 @@ def make_encoder(config: EncoderConfig = VIT, looks: int = LOOKS, cameras: Camer
 
 def observe(batch: int = 4, looks: int = LOOKS, cameras: Cameras = CAMERAS) -> Observation:
     text = torch.tensor([[1, 2, 3, 0], [4, 5, 6, 7]]).repeat(batch // 2, 1)
-    return dataclasses.replace(make_observation(batch, cameras, History(looks)), text=text)
+    return dataclasses.replace(make_observation(batch, cameras, History(looks)), text=as_text(text))
 
 
 def test_state_alone_at_one_look_is_two_tokens() -> None:
@@ -61,7 +61,7 @@ def test_each_token_tells_of_its_part_of_the_observation_and_of_no_other(vision:
     # States of both looks, the task, two looks of `top`, two of `wrist`.
     assert encoder.tokens == 7
     assert touched(state=state) == [0]
-    assert touched(text=observation.text.roll(1, dims=0)) == [2]
+    assert touched(text=as_text(observation.text.ids.roll(1, dims=0))) == [2]
     assert touched(images={**observation.images, "wrist": wrist}) == [6]
 
 
@@ -72,7 +72,7 @@ def test_the_order_and_the_number_of_words_is_all_the_same_to_the_task() -> None
 
 
 def test_a_task_without_words_does_not_count() -> None:
-    observation = dataclasses.replace(observe(), text=torch.zeros(4, 4, dtype=torch.long))
+    observation = dataclasses.replace(observe(), text=as_text(torch.zeros(4, 4, dtype=torch.long)))
     tokens, counts = make_encoder()(observation)
     assert not tokens[:, 2].any() and not counts[:, 2].any() and counts[:, :2].all()
 

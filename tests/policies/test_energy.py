@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from observations import Cameras, interface, make_observation, seeded
+from observations import Cameras, as_text, interface, make_observation, seeded
 from torch import Tensor
 
 from robostack.policies.energy import ChunkCode, Energy, EnergyConfig, held
@@ -52,7 +52,7 @@ def test_the_same_generator_gives_the_same_chunk_in_inference_mode_too() -> None
 def test_every_part_of_the_observation_matters(cameras: Cameras) -> None:
     policy, observation = make_policy(cameras=cameras), make_observation(2, cameras)
     before = policy.sample(observation, seeded())
-    changes = {"state": observation.state + 1.0, "text": observation.text.flip(1) % 8 + 1}
+    changes = {"state": observation.state + 1.0, "text": as_text(observation.text.ids.flip(1) % 8 + 1)}
     if cameras:
         changes["images"] = {"top": observation.images["top"].flip(2)}
     for name, value in changes.items():

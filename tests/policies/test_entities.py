@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from observations import as_text
 from small_policies import SMALL
 
 from robostack.datasets.episodes import DataError, Feature
@@ -25,7 +26,7 @@ def observed(batch: int, looks: int, past: int, returns: bool) -> Observation:
     entities[:, :, 3] = 0.0
     return Observation(
         state=torch.zeros(batch, looks, 1),
-        text=torch.randint(1, 9, (batch, 4), generator=g),
+        text=as_text(torch.randint(1, 9, (batch, 4), generator=g)),
         images={},
         present={},
         seen=torch.ones(batch, looks, dtype=torch.bool),

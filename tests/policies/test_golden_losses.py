@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from observations import as_text
 from small_policies import SMALL
 
 from robostack.policies.protocol import Interface, Observation
@@ -70,7 +71,7 @@ def draw(config: Any, cameras: dict[str, tuple[int, int]], rng: np.random.Genera
     returns = torch.from_numpy(rng.random((batch, history.length))) if history.returns else None
     return Observation(
         state=torch.from_numpy(rng.normal(size=(batch, history.length, 5))),
-        text=torch.from_numpy(rng.integers(0, 9, (batch, 4))),
+        text=as_text(torch.from_numpy(rng.integers(0, 9, (batch, 4)))),
         images=images,
         present={name: torch.ones(batch, dtype=torch.bool) for name in images},
         seen=seen,

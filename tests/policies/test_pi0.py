@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from observations import Cameras, interface, make_observation, rows, seeded
+from observations import Cameras, as_text, interface, make_observation, rows, seeded
 
 from robostack.policies.encoder import EncoderConfig
 from robostack.policies.pi0 import Pi0, Pi0Config, time_embedding
@@ -42,7 +42,7 @@ def test_a_sample_can_be_repeated_exactly(cameras: Cameras) -> None:
 def test_every_part_of_the_observation_matters(cameras: Cameras) -> None:
     policy, observation = make_policy(cameras=cameras), make_observation(2, cameras)
     before = policy.sample(observation, seeded())
-    changes = {"state": observation.state + 1.0, "text": observation.text.flip(1)}
+    changes = {"state": observation.state + 1.0, "text": as_text(observation.text.ids.flip(1))}
     if cameras:
         changes["images"] = {"top": observation.images["top"].flip(2)}
     for name, value in changes.items():
@@ -79,7 +79,7 @@ def test_rows_of_a_batch_do_not_touch_each_other(cameras: Cameras) -> None:
 
 def test_words_past_the_end_of_a_task_change_nothing() -> None:
     policy, observation = make_policy(), make_observation(2)
-    longer = dataclasses.replace(observation, text=torch.nn.functional.pad(observation.text, (0, 3)))
+    longer = dataclasses.replace(observation, text=as_text(torch.nn.functional.pad(observation.text.ids, (0, 3))))
     x_t, t = torch.randn(2, 6, 3), torch.rand(2)
     short, long = (policy.encode_prefix(o) for o in (observation, longer))
     # Positions of the suffix count padding, so compare what attention makes of the prefix, not the whole model.
@@ -123,7 +123,7 @@ def test_it_learns_two_modes_that_the_state_selects(prediction: str) -> None:
     policy = Pi0(config, interface())
     optimizer = torch.optim.AdamW(policy.parameters(), 3e-3)
     generator = seeded()
-    observation = dataclasses.replace(make_observation(64), text=torch.ones(64, 4, dtype=torch.long))
+    observation = dataclasses.replace(make_observation(64), text=as_text(torch.ones(64, 4, dtype=torch.long)))
     for _ in range(200):
         state = torch.randn(64, 5, generator=generator)
         actions = state[:, None, :1].sign() * torch.linspace(0.5, 1.0, 6)[None, :, None].expand(64, 6, 3)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PADDING = 0
+from robostack.core.text.tokenizer import Tokens
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,21 @@ class Vocabulary:
         """How many ids there are, padding included."""
         return len(self.words) + 1
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Ids (len(texts), length), int64. Raises ValueError for unknown words and for texts that are too long."""
-        ids = {word: index for index, word in enumerate(self.words, start=1)}
-        tokens = np.full((len(texts), self.length), PADDING, dtype=np.int64)
-        for row, text in zip(tokens, texts, strict=True):
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """Raises ValueError for unknown words and for texts that are too long."""
+        numbers = {word: index for index, word in enumerate(self.words, start=1)}
+        ids = np.zeros((len(texts), self.length), dtype=np.int64)
+        for row, text in zip(ids, texts, strict=True):
             words = _words(text)
-            if unknown := [word for word in words if word not in ids]:
+            if unknown := [word for word in words if word not in numbers]:
                 raise ValueError(
                     f"task {text!r} has words that the training data did not: {', '.join(unknown)}; "
                     f"it knows: {' '.join(self.words)}"
                 )
             if len(words) > self.length:
                 raise ValueError(f"task {text!r} has {len(words)} words, expected at most {self.length}")
-            row[: len(words)] = [ids[word] for word in words]
-        return tokens
+            row[: len(words)] = [numbers[word] for word in words]
+        return Tokens(ids, ids > 0)
 
 
 def _words(text: str) -> list[str]:
