@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robostack.common.files import check_regular, read_json, whole_folder, write_file
@@ -35,7 +36,14 @@ from robostack.common.tensors import Kind, Seal, differences, newest_checkpoint,
 from robostack.common.text import one_line
 from robostack.policies.processor import Processor
 from robostack.policies.registry import POLICIES, config_class, policy_class
-from robostack.policies.weights import OVERHEAD, CheckpointError, kinds_of_made, load_strictly, memory_bytes
+from robostack.policies.weights import (
+    OVERHEAD,
+    CheckpointError,
+    kinds_of_made,
+    load_strictly,
+    memory_bytes,
+    without_weights,
+)
 
 FORMAT = "robostack-checkpoint-5"
 EARLIER = "robostack-checkpoint-4"
@@ -136,12 +144,20 @@ class Checkpoint:
         self._kinds(memory_bytes())
         return self._make()
 
-    def load(self, weights: Literal["average", "model"] = "average") -> nn.Module:
-        """The policy with the stored weights, in evaluation mode."""
+    def load(
+        self,
+        weights: Literal["average", "model"] = "average",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> nn.Module:
+        """The policy with the stored weights, in evaluation mode, on `device` and in `dtype`, by default as stored.
+
+        The weights are in memory once: none are drawn, and each tensor goes from the file to where it stays.
+        """
         self.check_fits(weights)
-        policy = self._make()
-        load_strictly(policy, self.tensors(weights), self.path / f"{weights}.safetensors")
-        return policy.eval()
+        policy = without_weights(self._make).to(dtype)
+        load_strictly(policy, self.tensors(weights, device, dtype), self.path / f"{weights}.safetensors", assign=True)
+        return policy.to(device).eval()
 
     def check_fits(self, weights: Literal["average", "model"]) -> None:
         """Raises CheckpointError where the stored weights are not those of this policy. Reads the file's header."""
@@ -161,9 +177,11 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be read ({one_line(error)}): use another checkpoint") from error
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one of the folder's safetensors files. Raises CheckpointError where the file is not what was
-        written."""
+    def tensors(
+        self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors of one of the folder's safetensors files, fractions in `dtype`. Raises CheckpointError where the
+        file is not what was written."""
         file = self.path / f"{name}.safetensors"
         try:
             check_regular(file)
@@ -171,7 +189,9 @@ class Checkpoint:
                 if file.name not in self.files:
                     raise ValueError("checkpoint.json says no hash of it")
                 self.files[file.name].check(file)
-            return load_file(file)
+            # Read, not mapped: whoever copies a new checkpoint over this one would change, or end, a policy at work.
+            with safe_open(file, "pt", backend="pread") as opened:
+                return {key: _moved(opened.get_tensor(key), device, dtype) for key in opened.keys()}  # noqa: SIM118
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read ({one_line(error)}): use another checkpoint") from error
 
@@ -203,6 +223,10 @@ class Checkpoint:
         config = to_json(self.config)
         whole = _Description(FORMAT, self.policy, config, self.processor, self.step, self.training, files)
         return json.dumps(to_json(whole), indent=1)
+
+
+def _moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
 def _read(folder: Path, file: Path) -> Checkpoint:

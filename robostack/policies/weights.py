@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +40,45 @@ def kinds_of_made(make: Callable[[], nn.Module], most_bytes: int) -> dict[str, K
     """
     size = 0
 
-    def count(module: nn.Module, name: str, parameter: Any) -> None:
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal size
         size += OVERHEAD + (0 if parameter is None else parameter.numel() * parameter.element_size())
         if size > most_bytes:
             raise ValueError(f"its weights have more than {most_bytes:,} bytes")
 
-    watch = register_module_parameter_registration_hook(count)
+    with torch.device("meta"), _registering(count):
+        return kinds_of(make().state_dict())
+
+
+def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
+    """The module that `make` would make, its parameters on the meta device and drawn from nothing: a file has them.
+
+    What else it holds is real: buffers that no file has, such as places and angles, and tables that are no buffers.
+    """
+
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return parameter
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    with _registering(emptied):
+        return make()
+
+
+@contextmanager
+def _registering(hook: Callable[[nn.Module, str, nn.Parameter | None], nn.Parameter | None]) -> Iterator[None]:
+    """Within, modules register what `hook` makes of their parameters, and no parameter is drawn."""
+    watch = register_module_parameter_registration_hook(hook)  # pyright: ignore[reportArgumentType] (it may replace)
     try:
-        with torch.device("meta"), _NothingDrawn():
-            return kinds_of(make().state_dict())
+        with _NothingDrawn():
+            yield
     finally:
         watch.remove()
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Leaves out the random numbers of tensors that have no memory: torch has their meta functions in Python, whose
-    import takes seconds."""
+    """Leaves out the random numbers of initial weights that nobody will see. torch has the meta functions for them in
+    Python, whose import takes seconds."""
 
     _fills = (torch.Tensor.normal_, torch.Tensor.uniform_)
     _makes = (torch.randn, torch.rand)
@@ -70,14 +93,14 @@ class _NothingDrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Loads `tensors` into `module`. Raises CheckpointError, before anything is changed, if one is missing, left over,
-    of another shape or type, or holds what is no weight."""
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: Path, assign: bool = False) -> None:
+    """Loads `tensors` into `module`; with `assign` they become its own, and nothing is copied. Raises CheckpointError,
+    before anything is changed, if one is missing, left over, of another shape or type, or holds what is no weight."""
     if told := differences(kinds_of(module.state_dict()), kinds_of(tensors)):
         raise CheckpointError(f"{source} does not fit {type(module).__name__}: {told}")
     if told := what_is_no_weight(tensors):
         raise CheckpointError(f"{source}: {told}: use another checkpoint")
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), assign=assign)
 
 
 def what_is_no_weight(tensors: Mapping[str, Tensor]) -> str:

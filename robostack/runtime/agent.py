@@ -67,7 +67,7 @@ class Agent:
         Raises CheckpointError where there is none, or it is damaged.
         """
         checkpoint = Checkpoint.read(path)
-        return Agent(checkpoint, checkpoint.load().to(device), device, **settings)
+        return Agent(checkpoint, checkpoint.load(device=device), device, **settings)
 
     @property
     def parameters(self) -> int:
