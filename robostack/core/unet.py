@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
+from robostack.core.embeddings import step_embedding
 from robostack.core.flow.paths import Field
 from robostack.kernels.conv1d import Layout, conv1d
 from robostack.kernels.group_norm import group_norm
@@ -200,13 +201,6 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "steps batch width"]) -> Float[Tensor, "steps batch width"]:
         return group_norm(x, self.groups, self.weight, self.bias)
-
-
-def step_embedding(step: Float[Tensor, " batch"], width: int) -> Float[Tensor, "batch width"]:
-    """[sin, cos](step · 10000^(−i/(width/2 − 1))), i < width/2 (arXiv 1706.03762, section 3.5)."""
-    exponent = torch.arange(width // 2, dtype=step.dtype, device=step.device) / (width // 2 - 1)
-    angles = step[:, None] * torch.exp(-math.log(10_000.0) * exponent)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def _levels(levels: nn.ModuleList) -> Iterator[tuple[nn.Module, nn.Module, nn.Module]]:

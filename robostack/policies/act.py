@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
+from robostack.core.embeddings import position_embedding
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
@@ -152,7 +153,7 @@ class Posterior(nn.Module):
         self.class_token = nn.Parameter(torch.randn(1, 1, config.width))
         self.state_in = nn.Linear(interface.state_dim, config.width)
         self.action_in = nn.Linear(interface.action_dim, config.width)
-        self.register_buffer("places", sinusoids(2 + config.chunk_len, config.width)[None], persistent=False)
+        self.register_buffer("places", position_embedding(2 + config.chunk_len, config.width)[None], persistent=False)
         self.transformer = _transformer(config, config.posterior_depth)
         self.out = nn.Linear(config.width, 2 * config.latent)
 
@@ -192,13 +193,6 @@ class StateTokens(nn.Module):
         parts = observation.state[:, -1].split(self.parts, dim=-1)
         tokens = torch.stack([layer(part) for layer, part in zip(self.state_in, parts, strict=True)], dim=1)
         return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-
-
-def sinusoids(count: int, width: int) -> Float[Tensor, "count width"]:
-    """Row p: sin and cos of p / 10000^(2i / width) at 2i and 2i + 1 (arXiv 1706.03762, section 3.5)."""
-    rates = 10_000.0 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angles = torch.arange(count, dtype=torch.float64)[:, None] * rates
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
 
 
 def _transformer(config: ActConfig, depth: int, memory: int = 0) -> Transformer:

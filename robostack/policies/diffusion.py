@@ -17,12 +17,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
+from robostack.core.embeddings import step_embedding
 from robostack.core.flow.guidance import clipped
 from robostack.core.flow.paths import DiscretePath, Field, Prediction, squared_cosine_betas
 from robostack.core.flow.solvers import FlowModel, solve
 from robostack.core.flow.training import Weighting, flow_loss
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
-from robostack.core.unet import UNet, UNetConfig, step_embedding
+from robostack.core.unet import UNet, UNetConfig
 from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
 from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, check_multiple, fit_to_chunk

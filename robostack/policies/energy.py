@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
 from robostack.core import energy as core
+from robostack.core.embeddings import sinusoids
 from robostack.core.transformer_parts import AdaptiveNorm, FeedForward
 from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
@@ -303,9 +304,8 @@ class Network(nn.Module):
         self, context: Float[Tensor, "batch context"], sigma: Float[Tensor, " batch"]
     ) -> Callable[[Float[Tensor, "batch samples size"]], Float[Tensor, "batch samples size"]]:
         """f(o, ·, σ), with all done that does not depend on x."""
-        steps = torch.linspace(0.0, 3.5, self.code_in.out_features // 2, dtype=sigma.dtype, device=sigma.device)
-        angles = sigma.log()[:, None] / 4.0 * steps.exp()
-        noise = self.noise_in(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        width = self.code_in.out_features
+        noise = self.noise_in(sinusoids(sigma.log() / 4.0, width, 1.0, math.exp(3.5)))
         added = (self.context_in(context) + noise)[:, None]
         condition = nn.functional.silu(added)
         size = (sigma.square() + 0.25).rsqrt()[:, None, None]

@@ -7,7 +7,6 @@ and is integrated from noise (t = 0) to actions (t = 1). Time conditions the exp
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
 from robostack.core.attention import block_mask
+from robostack.core.embeddings import time_embedding
 from robostack.core.flow.paths import LinearPath
 from robostack.core.flow.solvers import Method, integrate
 from robostack.core.flow.training import TimeSampling, sample_time
@@ -208,12 +208,3 @@ class Pi0(nn.Module):
         assert outputs[1] is not None
         actions = self.action_out(outputs[1][:, 1:])
         return actions.unflatten(2, (self.config.actions_per_token, -1)).flatten(1, 2)
-
-
-def time_embedding(
-    t: Float[Tensor, " batch"], width: int, shortest: float = 4e-3, longest: float = 4.0
-) -> Float[Tensor, "batch width"]:
-    """[sin, cos](2π t / period), periods in geometric sequence from `shortest` to `longest` (as π0's)."""
-    steps = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=t.device)
-    angles = 2.0 * math.pi * t.double()[:, None] / (shortest * (longest / shortest) ** steps)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(t.dtype)

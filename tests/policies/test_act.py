@@ -8,7 +8,7 @@ import torch
 from observations import Cameras, as_text, interface, make_observation, rows, seeded
 from torch.distributions import Normal, kl_divergence
 
-from robostack.policies.act import Act, ActConfig, sinusoids
+from robostack.policies.act import Act, ActConfig
 from robostack.policies.protocol import Observation
 
 SMALL = ActConfig(
@@ -122,14 +122,6 @@ def test_it_learns_what_the_state_selects_and_tells_the_rest_by_the_latent(order
         untold = (policy.sample(seen, generator) - actions).abs().mean(dim=(0, 1))
     assert told.max() < 0.25, told
     assert untold[[0, 2]].max() < 0.25 and untold[1] > 0.5, untold
-
-
-def test_sinusoids_are_the_papers() -> None:
-    table = sinusoids(5, 8)
-    for position in range(5):
-        for i in range(4):
-            angle = torch.tensor(position / 10_000 ** (2 * i / 8))
-            torch.testing.assert_close(table[position, 2 * i : 2 * i + 2], torch.stack([angle.sin(), angle.cos()]))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from observations import Cameras, as_text, interface, make_observation, rows, seeded
 
 from robostack.policies.encoder import EncoderConfig
-from robostack.policies.pi0 import Pi0, Pi0Config, time_embedding
+from robostack.policies.pi0 import Pi0, Pi0Config
 
 SMALL = Pi0Config(
     chunk_len=6,
@@ -139,16 +139,6 @@ def test_it_learns_two_modes_that_the_state_selects(prediction: str) -> None:
         sampled = policy.sample(seen, generator)
     expected = torch.tensor([1.0, -1.0])[:, None, None] * torch.linspace(0.5, 1.0, 6)[None, :, None]
     assert (sampled - expected).abs().mean() < 0.2
-
-
-def test_time_embedding_is_openpis() -> None:
-    t, width = torch.tensor([0.0, 0.3, 1.0]), 8
-    expected = torch.empty(3, width, dtype=torch.float64)
-    for i in range(width // 2):
-        period = 4e-3 * (4.0 / 4e-3) ** (i / (width // 2 - 1))
-        angle = 2 * torch.pi * t.double() / period
-        expected[:, i], expected[:, width // 2 + i] = angle.sin(), angle.cos()
-    torch.testing.assert_close(time_embedding(t, width), expected.float())
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robostack.core.embeddings import grid_embedding
 from robostack.core.transformer import plain_transformer
 from robostack.core.vision.images import Pictures, Size, centre_crop, centred, patchify
 
@@ -68,12 +67,3 @@ def grid_centres(rows: int, columns: int) -> Float[Tensor, "cells 2"]:
     """(x, y) of the centres of a grid's cells, row by row; the picture spans [−1, 1]."""
     x, y = ((2.0 * torch.arange(count) + 1.0) / count - 1.0 for count in (columns, rows))
     return torch.stack([x.repeat(rows), y.repeat_interleave(columns)], dim=-1)
-
-
-def grid_embedding(rows: int, columns: int, size: int) -> Float[Tensor, "cells {size}"]:
-    """sin and cos of row and column, a quarter of the numbers each, for a grid's cells, row by row (arXiv 2205.01580,
-    section 2). Periods are in geometric sequence, from 4 cells to 4 grids."""
-    periods = 4.0 * float(max(rows, columns)) ** torch.linspace(0.0, 1.0, size // 4)
-    row = (2.0 * math.pi * torch.arange(rows)[:, None] / periods).repeat_interleave(columns, dim=0)
-    column = (2.0 * math.pi * torch.arange(columns)[:, None] / periods).repeat(rows, 1)
-    return torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=-1)
