@@ -18,7 +18,6 @@ from dataclasses import asdict, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.table import Table
 from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, PositionalRequiredArgs, arg
 
@@ -75,8 +74,10 @@ def collect(arguments: list[str]) -> int:
     """robostack collect: demonstrations from the environment's expert; --resume D continues."""
     from robostack.common.progress import Bar
     from robostack.datasets.store import EpisodeStore
-    from robostack.experts.collect import CollectConfig, Collected, settings_of, spread
+    from robostack.experts.collect import CollectConfig, Collected, settings_of
     from robostack.experts.collect import collect as run
+    from robostack.experts.spread import action_spread
+    from robostack.pages.spread_console import print_spread
 
     if arguments[:1] == ["--resume"]:
         as_json, arguments = _take_json(arguments)
@@ -97,25 +98,13 @@ def collect(arguments: list[str]) -> int:
         done = run(config, report)
     say(f"{config.out}: {done.kept} episodes kept, {done.failed} failed")
     # An expert's noise leads every episode elsewhere: a spread over them says nothing.
-    entries = [] if config.expert else spread(EpisodeStore(config.out))
+    entries = [] if config.expert else action_spread(EpisodeStore(config.out))
     if as_json:
         result = {"path": str(config.out), "env": config.env, "episodes": done.kept, "failed": done.failed}
         print_json([{**result, "spread": [asdict(entry) for entry in entries]}])
         return 0
-    if not entries:
-        return 0
-    table = Table("action", "std over episodes", "largest step", title="Spread", title_justify="left")
-    for entry in entries:
-        mark = ("  two branches", "red") if entry.branches else ""
-        deviation = Text.assemble(f"{entry.largest_std:.3f}", mark)
-        table.add_row(Text(printable(entry.name)), deviation, f"{entry.largest_step:.3f}")
-    console.print(table)
-    if branching := [entry.name for entry in entries if entry.branches]:
-        say(
-            f"warning: {', '.join(branching)} takes different branches in different episodes; a policy trained on "
-            "this averages between them",
-            "yellow",
-        )
+    if entries:
+        print_spread(entries, console)
     return 0
 
 

@@ -231,10 +231,10 @@ def _act(run: Path) -> None:
 
 
 def _load_expert(run: Path) -> None:
-    from robostack.evaluation.evaluate import is_expert
+    from robostack.experts import trained_expert
     from robostack.experts.ppo.checkpoint import ExpertCheckpoint
 
-    is_expert(str(run))
+    trained_expert(run)
     checkpoint = ExpertCheckpoint.read(run)
     print(checkpoint)
     checkpoint.acting()

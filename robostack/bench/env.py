@@ -28,7 +28,8 @@ from robostack.bench import compare, measurement, take_turns, timed
 from robostack.envs.aloha.cameras import Camera
 from robostack.envs.aloha.env import AlohaEnv
 from robostack.envs.gl import choose_gl
-from robostack.experts import make_expert
+from robostack.experts import Asked
+from robostack.experts.aloha import transfer_cube
 
 ENVIRONMENT = "aloha-transfer-cube"
 PIXELS = Camera("top", mount="top", height=96, width=96)
@@ -40,7 +41,9 @@ PATIENCE = 4  # times as many rounds as are wanted are made at most
 def bench_env() -> Iterator[dict[str, Any]]:
     """Measurements with the keys of `robostack bench`; takes about 100 s on two cores once Kinetix is compiled."""
     choose_gl()  # before gym_aloha is imported: dm_control would try a window first
-    actions = make_expert(ENVIRONMENT).demonstrate(envs.make(ENVIRONMENT), seed=0)["action"]
+    begun = envs.make(ENVIRONMENT)
+    begun.reset(seed=0)
+    actions = transfer_cube(Asked()).plan_episode(begun, seed=0)
     yield from _state(actions)
     yield from _vector(actions)
     yield from _pixels(actions)

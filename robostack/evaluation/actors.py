@@ -1,23 +1,17 @@
-"""Who acts in episodes: a policy that looks again after every chunk, an expert that plans once, or one that looks at
-every step."""
+"""Who acts in episodes: a policy, or an expert."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from robostack.experts import make_expert
+from robostack.experts import Asked, Look, make_expert
 from robostack.runtime.agent import Agent
 from robostack.runtime.chunks import Blend, newest
-
-Shapes = Mapping[str, tuple[int, ...]]
-Look = Callable[[Shapes], Mapping[str, np.ndarray]]
-"""Gives those of the observations wanted, key to shape of a row, that there are at this control step, with a row an
-episode. Cameras are rendered only when it is called."""
 
 
 @runtime_checkable
@@ -66,37 +60,23 @@ def load_actor(
 
 
 class ExpertActor:
-    """The environment's scripted expert, which plans whole episodes at their start."""
+    """The expert of an environment, or with `checkpoints` trained ones."""
 
-    def __init__(self, env_name: str, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._expert, self._clock = make_expert(env_name), clock
-        self._plans = iter(())
+    def __init__(
+        self, env_name: str, checkpoints: tuple[Path, ...] = (), clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._expert, self._clock = make_expert(env_name, Asked(checkpoints)), clock
         self.latencies_ms: list[float] = []
 
     def begin(self, worlds: Any, seeds: Sequence[int]) -> None:
-        begun = self._clock()
-        plans = [self._expert.plan_episode(env, seed) for env, seed in zip(worlds.envs, seeds, strict=True)]
-        self._plans = iter(np.stack(plans, axis=1))
-        self.latencies_ms = [1000.0 * (self._clock() - begun)]
-
-    def act(self, look: Look, rewards: np.ndarray) -> np.ndarray:
-        return next(self._plans)
-
-
-class TrainedExpertActor:
-    """An expert of `robostack expert`, which looks at every step."""
-
-    def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
-        from robostack.experts.ppo.acting import PpoExpert
-
-        self._expert, self._clock = PpoExpert.load(path), clock
-        self.latencies_ms: list[float] = []
-
-    def begin(self, worlds: Any, seeds: Sequence[int]) -> None:
-        self.latencies_ms = []
+        begun, self.latencies_ms = self._clock(), []
+        self._expert.begin(worlds, seeds)
+        if self._expert.plans:
+            self.latencies_ms.append(1000.0 * (self._clock() - begun))
 
     def act(self, look: Look, rewards: np.ndarray) -> np.ndarray:
         begun = self._clock()
-        actions = self._expert.act(look({"observation.state": ()}))
-        self.latencies_ms.append(1000.0 * (self._clock() - begun))
+        actions = self._expert.act(look)
+        if not self._expert.plans:
+            self.latencies_ms.append(1000.0 * (self._clock() - begun))
         return actions

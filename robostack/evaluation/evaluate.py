@@ -21,11 +21,12 @@ from robostack.common.provenance import describe_run
 from robostack.common.serialize import to_json
 from robostack.core.devices import pick_device
 from robostack.evaluation.about import describe_training, keep_apart, name_checkpoint, read_training_log
-from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor, TrainedExpertActor, load_actor
+from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor, load_actor
 from robostack.evaluation.config import REPORT, SCRIPTED, EvalConfig, refuse_finished, results_folder
 from robostack.evaluation.films import film
 from robostack.evaluation.ledger import Cost, Ledger, Settings, to_record
 from robostack.evaluation.rollout import Episode, run_episodes
+from robostack.experts import trained_expert
 from robostack.policies.checkpoint import Checkpoint
 from robostack.runtime.chunks import newest, temporal_ensemble
 
@@ -125,12 +126,10 @@ def _subject(run: str, config: EvalConfig) -> _Subject:
     if run == SCRIPTED:
         _refuse_chunk_flags(config)
         return _Subject("expert", partial(ExpertActor, config.env), settings)
-    if is_expert(run):
+    if file := trained_expert(Path(run)):
         _refuse_chunk_flags(config)
-        from robostack.experts.ppo.checkpoint import newest as newest_expert
-
-        settings = replace(settings, checkpoint=name_checkpoint(newest_expert(Path(run)) / "expert.json"))
-        return _Subject("expert", partial(TrainedExpertActor, Path(run)), settings)
+        settings = replace(settings, checkpoint=name_checkpoint(file))
+        return _Subject("expert", partial(ExpertActor, config.env, (Path(run),)), settings)
     checkpoint = Checkpoint.read(run)
     keep_apart(range(config.seed, config.seed + config.episodes), checkpoint.training.data)
     device = str(pick_device(config.device))
@@ -168,7 +167,7 @@ def _summary(config: EvalConfig, subject: _Subject, ledger: Ledger) -> dict[str,
     worlds, settings = envs.vector_class(config.env), ledger.settings
     return {
         **summarize(config.env, subject.name, config.seed, ledger.episodes, worlds.highest_stage),
-        "together": worlds.together,
+        "together": worlds.rows_per_program,
         "execute_len": settings.execute_len,
         "ensemble": settings.ensemble,
         "target_return": settings.target_return,
@@ -198,12 +197,6 @@ def _refuse_chunk_flags(config: EvalConfig) -> None:
     given += ["device"] if config.device not in ("auto", "cpu") else []
     if given:
         raise ValueError(f"{', '.join(given)} is for policies, and this is an expert: leave it out")
-
-
-def is_expert(run: str) -> bool:
-    """Whether a run or checkpoint is of `robostack expert`."""
-    path = Path(run)
-    return (path / "expert.json").is_file() or any(path.glob("checkpoints/*/expert.json"))
 
 
 def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode], highest_stage: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Episodes of an actor in an environment, over processes, and what they add up to.
 
 One episode is one seed: its start, its noise and so its outcome are a function of that seed, on any number of workers.
-Environments that are one program of many rows run `together` episodes at once; which ones is fixed by the seeds alone,
-since a row's last bit depends on how many rows there are.
+Environments whose rows are one program run as many episodes at once as it has rows; which ones is fixed by the seeds
+alone, since a row's last bit depends on how many rows there are.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ class Worlds(Protocol):
     robot: str
     highest_stage: int
     """What `info["stage"]` says where the task is done."""
-    together: int
-    """Rows of an evaluation."""
 
     def reset(self, *, seed: Sequence[int]) -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]]: ...
 
@@ -163,9 +161,10 @@ def _run_in_worker(seeds: Sequence[int], videos: Mapping[int, Path]) -> list[Epi
 
 
 def make_worlds(env_name: str) -> Worlds:
-    """The environment with as many rows as an evaluation runs together. Raises as `envs.resolve`."""
+    """The environment as results are published, with the rows of one program. Raises as `envs.resolve`."""
     kind = envs.vector_class(env_name)
-    return cast(Worlds, envs.make_vector(env_name, kind.together, render_mode="rgb_array", **kind.evaluation))
+    worlds = envs.make_vector(env_name, kind.rows_per_program, render_mode="rgb_array", **kind.published)
+    return cast(Worlds, worlds)
 
 
 def run_episodes(
@@ -182,7 +181,7 @@ def run_episodes(
     With `wanted`, or `videos`, seed to path, those alone are given, and filmed: just as they come out among all of
     `seeds`, which are run together in groups from the first on.
     """
-    together, films = envs.vector_class(env_name).together, dict(videos or {})
+    together, films = envs.vector_class(env_name).rows_per_program, dict(videos or {})
     asked = films or (seeds if wanted is None else wanted)
     groups = [range(first, first + together) for first in range(seeds.start, seeds.stop, together)]
     groups = [group for group in groups if any(seed in asked for seed in group)]

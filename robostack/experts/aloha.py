@@ -6,15 +6,21 @@ one branch), and a smooth curve through the joint angles. Waypoints and their ti
 little: a policy sees joints and objects, no clock, and has to tell from them what comes next.
 """
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from robostack.envs.aloha.cameras import Camera, image_key
+from robostack.envs.aloha.cameras import image_key, parse_camera
 from robostack.envs.aloha.env import GRIPPERS, START_QPOS, AlohaEnv
 from robostack.envs.aloha.kinematics import ArmKinematics, Pose, Side
+from robostack.envs.gl import require_gl
+from robostack.experts import Asked, Look, Shapes
 
 EPISODE_STEPS = 400
 KNOT_STEPS = 10
@@ -30,69 +36,71 @@ MEETING_PLACE = np.array([0.0, 0.5, 0.20])
 
 @dataclass(frozen=True)
 class Waypoint:
-    """Where a fingertip is to be at a control step.
-
-    Attributes:
-        step: control step at which it is reached.
-        position: (3,) metres, world frame.
-        pitch: radians, how far the gripper points down.
-        alignment: heading of the gripper; 0 keeps it in the plane of the arm, where the wrist needs no twist, 1 turns
-            it parallel to the world's x axis, as the objects lie.
-        roll: radians about the gripper's own axis; 0 holds things between their sides, π/2 between top and bottom.
-        gripper: the command, 0 closed to 1 open.
-    """
+    """Where a fingertip is to be at a control step."""
 
     step: int
+    """Control step at which it is reached."""
     position: np.ndarray
+    """(3,) metres, world frame."""
     pitch: float
+    """Radians, how far the gripper points down."""
     alignment: float
+    """Heading of the gripper; 0 keeps it in the plane of the arm, where the wrist needs no twist, 1 turns it parallel
+    to the world's x axis, as the objects lie."""
     roll: float
+    """Radians about the gripper's own axis; 0 holds things between their sides, π/2 between top and bottom."""
     gripper: float
+    """The command, 0 closed to 1 open."""
 
 
 Plan = Callable[[np.ndarray, np.random.Generator], dict[Side, list[Waypoint]]]
 """Waypoints of both arms from the start poses of the objects (7 · objects,) and a source of variation."""
 
 
-@dataclass(frozen=True)
 class AlohaExpert:
-    """Plays a plan."""
+    """Plays a plan; noise disturbs the arms, in radians, and not the grippers."""
 
-    plan: Plan
+    plans = True
+
+    def __init__(self, plan: Plan, asked: Asked) -> None:
+        """Raises ValueError for observations that are asked for or an unknown camera, RuntimeError without OpenGL."""
+        if asked.observe:
+            raise ValueError("observe goes with --expert: a scripted expert records all, and --cameras")
+        self._plan, self._asked = plan, asked
+        self._actions: Iterator[np.ndarray] = iter(())
+        cameras = [parse_camera(text) for text in asked.cameras]
+        if cameras:
+            require_gl()
+        self.records: Shapes = {
+            **{"observation.state": (), "observation.environment_state": ()},
+            **{image_key(camera): (camera.height, camera.width) for camera in cameras},
+        }
+
+    def begin(self, worlds: Any, seeds: Sequence[int]) -> None:
+        plans = [self._disturbed(env, seed) for env, seed in zip(worlds.envs, seeds, strict=True)]
+        self._actions = iter(np.stack(plans, axis=1))
+
+    def act(self, look: Look) -> np.ndarray:
+        return next(self._actions)
 
     def plan_episode(self, env: gym.Env, seed: int) -> np.ndarray:
-        """The (400, 14) float32 actions for the episode of `seed`, to which `env` has just been reset."""
-        aloha = _unwrapped(env)
+        """The (400, 14) float32 actions for the episode of `seed`, to which `env` has just been reset, undisturbed."""
+        aloha = env.unwrapped
+        if not isinstance(aloha, AlohaEnv):
+            raise TypeError(f"expected an AlohaEnv, got {type(aloha).__name__}")
         # A stream of its own, so that the start of an episode does not depend on who plays it.
-        waypoints = self.plan(aloha.data.qpos[16:].copy(), np.random.default_rng([seed, 1]))
+        waypoints = self._plan(aloha.data.qpos[16:].copy(), np.random.default_rng([seed, 1]))
         arms = [_arm_actions(ArmKinematics(aloha.model, side), side, waypoints[side]) for side in ("left", "right")]
         return np.concatenate(arms, axis=1).astype(np.float32)
 
-    def demonstrate(
-        self, env: gym.Env, seed: int, cameras: Sequence[Camera] = (), noise: float = 0.0
-    ) -> dict[str, np.ndarray]:
-        """Plays the episode of `seed`: see `Expert.demonstrate`. `noise` disturbs the arms, not the grippers."""
-        aloha = _unwrapped(env)
-        observation, _ = env.reset(seed=seed)
-        actions = self.plan_episode(env, seed)
-        if noise:
-            arms = np.setdiff1d(np.arange(actions.shape[1]), GRIPPERS)
-            actions[:, arms] += noise * smooth_disturbance(len(actions), len(arms), np.random.default_rng([seed, 2]))
-            assert isinstance(aloha.action_space, gym.spaces.Box)
-            actions = actions.clip(aloha.action_space.low, aloha.action_space.high)
-        episode: dict[str, list[np.ndarray]] = {}
-        rewards = np.zeros(len(actions), dtype=np.float32)
-        for step, action in enumerate(actions):
-            seen = dict(observation) | {image_key(camera): aloha.render_camera(camera) for camera in cameras}
-            for key, value in seen.items():
-                episode.setdefault(key, []).append(value)
-            observation, rewards[step], terminated, *_ = env.step(action)
-            if terminated:  # a disturbance broke the simulation
-                break
-        recorded = {key: np.stack(values) for key, values in episode.items()}
-        played = step + 1
-        rewards = rewards[:played]
-        return recorded | {"action": actions[:played], "next.reward": rewards, "next.success": rewards == 4}
+    def _disturbed(self, env: gym.Env, seed: int) -> np.ndarray:
+        actions, levels = self.plan_episode(env, seed), self._asked.noise
+        if not levels or not (level := levels[(seed - self._asked.first) % len(levels)]):
+            return actions
+        arms = np.setdiff1d(np.arange(actions.shape[1]), GRIPPERS)
+        actions[:, arms] += level * smooth_disturbance(len(actions), len(arms), np.random.default_rng([seed, 2]))
+        assert isinstance(env.action_space, gym.spaces.Box)
+        return actions.clip(env.action_space.low, env.action_space.high)
 
 
 def smooth_disturbance(steps: int, dimensions: int, generator: np.random.Generator) -> np.ndarray:
@@ -105,12 +113,6 @@ def smooth_disturbance(steps: int, dimensions: int, generator: np.random.Generat
     white = generator.standard_normal((steps + len(kernel) - 1, dimensions))
     smooth = np.stack([np.convolve(column, kernel, mode="valid") for column in white.T], axis=1)
     return smooth * np.minimum(np.arange(steps) / w, 1.0)[:, None]
-
-
-def _unwrapped(env: gym.Env) -> AlohaEnv:
-    if not isinstance(env.unwrapped, AlohaEnv):
-        raise TypeError(f"expected an AlohaEnv, got {type(env.unwrapped).__name__}")
-    return env.unwrapped
 
 
 def plan_transfer_cube(objects: np.ndarray, generator: np.random.Generator) -> dict[Side, list[Waypoint]]:
@@ -188,6 +190,9 @@ def plan_insertion(objects: np.ndarray, generator: np.random.Generator) -> dict[
     }
 
 
+transfer_cube, insertion = partial(AlohaExpert, plan_transfer_cube), partial(AlohaExpert, plan_insertion)
+
+
 def _times(generator: np.random.Generator, durations: Sequence[int]) -> list[int]:
     """The control steps at which phases of about these durations end, each up to a tenth shorter or longer."""
     varied = np.array(durations) * generator.uniform(0.9, 1.1, len(durations))
@@ -242,13 +247,8 @@ def _pose(waypoint: Waypoint, side: Side) -> Pose:
 def monotone_cubic(times: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Smooth curves through knots that never overshoot them (Fritsch & Carlson 1980); constant outside.
 
-    Args:
-        times: (knots,) increasing.
-        values: (knots, dimensions).
-        at: (points,) times to evaluate at.
-
-    Returns:
-        (points, dimensions).
+    From increasing times (knots,), values (knots, dimensions) and the times to evaluate at (points,) to
+    (points, dimensions).
     """
     width = np.diff(times)[:, None]
     secant = np.diff(values, axis=0) / width

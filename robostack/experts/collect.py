@@ -1,39 +1,35 @@
-"""Demonstrations of an expert into a data set, over processes, and a check of what came out.
+"""Demonstrations of an expert into a data set.
 
-Episode k of the data set is the k-th seed, counted from the first, whose demonstration succeeded; where noise is asked
-for, the k-th seed as it went. Either way the same data for the same seed on any number of workers, and whenever a
-collection is interrupted and goes on.
+Episode k of the data set is the k-th seed, counted from the first, whose demonstration succeeded; where a mixture is
+asked for, the k-th seed, whether it succeeded or not. Either way the same data for the same seed on any number of
+workers, and whenever a collection is interrupted and goes on.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
-from robostack import envs
 from robostack.common.files import refuse_taken, room_needed
 from robostack.common.interrupt import saying
-from robostack.common.processes import cores, worker_pool
 from robostack.common.provenance import describe_run
 from robostack.common.serialize import from_json, to_json
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.envs.aloha.cameras import Camera, parse_camera
-from robostack.envs.description import Description, describe
-from robostack.envs.gl import require_gl
-from robostack.experts import Expert, make_expert
-from robostack.experts.playing import STATE, play_together
+from robostack.envs.description import Description
+from robostack.experts import Asked, make_expert
+from robostack.experts.record import Demonstration, demonstrations
+
+OBSERVE = ("observation.state",)
+"""What `--observe` says where it is not given: as much as the environment gives by default."""
 
 
 class CollectionError(RuntimeError):
@@ -58,13 +54,13 @@ class CollectConfig:
     expert: tuple[Path, ...] = ()
     """Where no expert is scripted: run or checkpoint of `robostack expert`. Of n of them, episode k is played by number
     k mod n, for data of mixed quality, and is kept whether it succeeds or not."""
-    observe: tuple[str, ...] = (STATE,)
+    observe: tuple[str, ...] = OBSERVE
     """With `expert`: observations to record, of observation.state, .entities and .images.view."""
     noise: tuple[float, ...] = ()
     """Deviations in radians of a smooth disturbance of the commanded joints, for data of mixed quality: episode k has
     level k mod n of these n, and is kept whether it succeeds or not."""
     workers: int = 0
-    """Processes; 0 takes one a core."""
+    """Processes; 0 takes one per core."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -73,21 +69,25 @@ class CollectConfig:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not all(0 <= level < np.inf for level in self.noise):
             raise ValueError(f"noise must be finite and not negative, got {self.noise}")
-        if self.expert and (self.noise or self.cameras):
-            raise ValueError("noise and cameras are for scripted experts, got them with --expert")
-        if not self.expert and self.observe != (STATE,):
-            raise ValueError("observe goes with --expert: a scripted expert records all, and --cameras")
         if not self.observe:
             raise ValueError("observe must name at least one observation, got none")
+
+    @property
+    def asked(self) -> Asked:
+        """What the expert is asked for."""
+        observe = () if self.observe == OBSERVE else self.observe
+        return Asked(self.expert, self.noise, self.cameras, observe, first=self.seed)
 
     @property
     def mixed(self) -> bool:
         """Whether episodes are kept that fail."""
         return bool(self.noise) or len(self.expert) > 1
 
-    def noise_of(self, seed: int) -> float:
-        """The deviation of the disturbance in the episode of a seed."""
-        return self.noise[(seed - self.seed) % len(self.noise)] if self.noise else 0.0
+    def at_its_best(self, seed: int) -> bool:
+        """Whether the expert that plays the episode of a seed is meant to succeed: undisturbed, and no part of a
+        mixture, which is meant to have bad ones."""
+        disturbed = self.noise and self.noise[(seed - self.seed) % len(self.noise)] > 0
+        return not disturbed and len(self.expert) < 2
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,11 @@ def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda 
     """Collects and writes the demonstrations; `report` is told after every episode.
 
     Whatever ends it, what is on disk are the whole episodes it had, and the same settings go on with them: the data
-    come out the same. Raises FileExistsError when something else is at `out`, ValueError for an unknown environment or
-    camera or an unfinished collection with other settings, CollectionError when more than half of the undisturbed
-    demonstrations fail, DiskFullError.
+    come out the same. Raises FileExistsError when something else is at `out`, ValueError for an unknown environment,
+    what its expert cannot do, or an unfinished collection with other settings, CollectionError when more than half of
+    the demonstrations fail in which the expert is at its best, DiskFullError.
     """
-    cameras = tuple(parse_camera(text) for text in config.cameras)
-    if config.expert:
-        envs.resolve(config.env)
-    else:
-        make_expert(config.env)  # a wrong name is told before anything is written
-    if cameras:
-        require_gl()
+    make_expert(config.env, config.asked)  # what it cannot do is told before anything is written
     writer, tally = None, _Tally(config)
 
     def kept() -> str:
@@ -140,7 +134,7 @@ def collect(config: CollectConfig, report: Callable[[Collected], None] = lambda 
             held.enter_context(_alone(config.out))
             writer, tally = EpisodeWriter.resume(config.out), _Tally.of(config, found)
             report(tally.done)
-        for seed, (episode, world) in _from(config, cameras, tally.next_seed, config.episodes - tally.done.kept, held):
+        for seed, episode, world in _from(config, tally, held):
             if writer is None:
                 provenance = {"collected": _settings(config), "seeds": [config.seed, config.seed], **describe_run()}
                 features = _features(episode, world)
@@ -162,7 +156,7 @@ class _Tally:
 
     def __init__(self, config: CollectConfig) -> None:
         self._config, self.done, self.next_seed = config, Collected(0, 0), config.seed
-        self._undisturbed = Counter[bool]()  # how many succeeded and failed
+        self._best = Counter[bool]()  # successes and failures where the expert is meant to succeed
 
     @classmethod
     def of(cls, config: CollectConfig, store: EpisodeStore) -> _Tally:
@@ -181,7 +175,7 @@ class _Tally:
         else:
             failed = last - first + 1 - store.episodes
             tally.done, tally.next_seed = Collected(store.episodes, failed), last + 1
-            tally._undisturbed.update({True: store.episodes, False: failed})
+            tally._best.update({True: store.episodes, False: failed})
         return tally
 
     def add(self, seed: int, succeeded: bool) -> bool:
@@ -189,9 +183,8 @@ class _Tally:
         kept = succeeded or self._config.mixed
         self.done = Collected(self.done.kept + kept, self.done.failed + (not succeeded))
         self.next_seed = seed + 1
-        # What a disturbance spoils is no fault of the expert's, and a mixture is meant to have bad ones.
-        if self._config.noise_of(seed) == 0.0 and len(self._config.expert) < 2:
-            tried = self._undisturbed
+        if self._config.at_its_best(seed):
+            tried = self._best
             tried[succeeded] += 1
             if tried[False] > max(10, tried[True]):
                 raise CollectionError(
@@ -242,68 +235,18 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-Demonstration = tuple[dict[str, np.ndarray], Description]
-"""An episode, and what the environment says of itself."""
-
-
-def _from(
-    config: CollectConfig, cameras: Sequence[Camera], seed: int, wanted: int, held: ExitStack
-) -> Iterator[tuple[int, Demonstration]]:
-    """Demonstrations of the seeds from `seed` on, without end but that none is made where none is wanted; closed with
+def _from(config: CollectConfig, tally: _Tally, held: ExitStack) -> Iterable[Demonstration]:
+    """Demonstrations of the seeds that come next, without end but that none is made where none is wanted; closed with
     `held`."""
+    wanted = config.episodes - tally.done.kept
     if wanted == 0:
-        return iter(())
-    played = _played(config, seed) if config.expert else _demonstrations(config, cameras, seed, wanted)
-    return enumerate(held.enter_context(closing(played)), start=seed)
-
-
-def _demonstrations(
-    config: CollectConfig, cameras: Sequence[Camera], start: int, wanted: int
-) -> Generator[Demonstration]:
-    """By scripted experts; workers run a few seeds ahead."""
-    workers = min(config.workers or cores(), wanted)
-    with worker_pool(workers, _start_worker, config.env, tuple(cameras)) as pool:
-        seeds, pending = count(start), deque[Future[Demonstration]]()
-        try:
-            while True:
-                while len(pending) < 2 * workers:
-                    seed = next(seeds)
-                    pending.append(pool.submit(_demonstrate, seed, config.noise_of(seed)))
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _played(config: CollectConfig, start: int) -> Generator[Demonstration]:
-    """By trained experts, many at once in one program: always the same ones together, wherever it starts."""
-    from robostack.experts.ppo.acting import PpoExpert
-
-    experts = [PpoExpert.load(path) for path in config.expert]
-    kind = envs.vector_class(config.env)
-    worlds: Any = envs.make_vector(config.env, kind.together, **kind.evaluation)
-    world, together = describe(worlds), kind.together
+        return ()
     folder = config.out.absolute().parent
     while not folder.is_dir():
         folder = folder.parent
-    for first in count(config.seed + (start - config.seed) // together * together, together):
-        seeds = range(first, first + together)
-        players = (np.arange(together) + first - config.seed) % len(experts)
-        episodes = play_together(worlds, experts, players, seeds, config.observe, folder)
-        yield from ((episode, world) for seed, episode in zip(seeds, episodes, strict=True) if seed >= start)
-
-
-_worker: tuple[gym.Env, Expert, tuple[Camera, ...]] | None = None
-
-
-def _start_worker(env_name: str, cameras: tuple[Camera, ...]) -> None:
-    global _worker
-    _worker = (envs.make(env_name), make_expert(env_name), cameras)
-
-
-def _demonstrate(seed: int, noise: float) -> Demonstration:
-    assert _worker is not None
-    env, expert, cameras = _worker
-    return expert.demonstrate(env, seed, cameras, noise), describe(env)
+    return held.enter_context(
+        closing(demonstrations(config.env, config.asked, tally.next_seed, wanted, config.workers, folder))
+    )
 
 
 def _features(episode: Mapping[str, np.ndarray], world: Description) -> dict[str, Feature]:
@@ -316,42 +259,3 @@ def _features(episode: Mapping[str, np.ndarray], world: Description) -> dict[str
         except DataError as error:
             raise DataError(f"{key} as the environment describes it: {error}") from error
     return features
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How one entry of the action varies: over episodes at a moment of the episode, and from step to step."""
-
-    name: str
-    largest_std: float
-    """Largest deviation over episodes, over the moments of an episode."""
-    largest_step: float
-    """Largest change from one step to the next."""
-    branches: bool
-    """Its values fall into two groups far apart: the expert solves the same situation in two ways."""
-
-
-GAP = 1.0
-"""Radians between two groups of joint values that count as two branches: variation of the task moves joints less."""
-
-
-def spread(store: EpisodeStore) -> list[Spread]:
-    """The spread of every action entry over the episodes of a data set, cut to the shortest of them."""
-    bounds = zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True)
-    actions = [store.read("action", start, end).reshape(end - start, -1).astype(float) for start, end in bounds]
-    steps = [np.abs(np.diff(episode, axis=0)).max(axis=0, initial=0.0) for episode in actions]
-    length = min(map(len, actions))
-    together = np.stack([episode[:length] for episode in actions])
-    deviation = together.std(axis=0).max(axis=0)
-    gaps = np.diff(np.sort(together, axis=0), axis=0) if len(actions) > 1 else np.zeros((1, length, together.shape[2]))
-    names = store.features["action"].entry_names
-    return [
-        Spread(
-            name,
-            float(deviation[i]),
-            float(np.max(steps, axis=0)[i]),
-            # A gripper opens at slightly different times: between 0 and 1 it may jump without two ways of solving.
-            bool(gaps[:, :, i].max() > GAP) and "gripper" not in name,
-        )
-        for i, name in enumerate(names)
-    ]

@@ -21,10 +21,11 @@ from robostack.envs.aloha.cameras import CAMERAS, Camera, parse_camera
 from robostack.envs.aloha.env import AlohaEnv
 from robostack.envs.aloha.tasks import insertion_stage, transfer_cube_stage
 from robostack.envs.gl import choose_gl
-from robostack.experts.aloha import AlohaExpert, plan_insertion, plan_transfer_cube
+from robostack.experts import Asked
+from robostack.experts.aloha import insertion, transfer_cube
 
 NAMES = ("aloha-transfer-cube", "aloha-insertion")
-EXPERTS = {NAMES[0]: AlohaExpert(plan_transfer_cube), NAMES[1]: AlohaExpert(plan_insertion)}
+EXPERTS = {NAMES[0]: transfer_cube(Asked()), NAMES[1]: insertion(Asked())}
 START = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.1] * 2)
 needs_gl = pytest.mark.skipif(choose_gl() is None, reason="no OpenGL backend here")
 

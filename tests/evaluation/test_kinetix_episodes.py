@@ -18,8 +18,10 @@ from robostack.evaluation import rollout
 from robostack.evaluation.actors import PolicyActor
 from robostack.evaluation.config import EvalConfig
 from robostack.evaluation.rollout import Episode, make_worlds, run_together
+from robostack.experts import Asked
 from robostack.experts.collect import CollectConfig, Collected, collect
-from robostack.experts.playing import play_together
+from robostack.experts.ppo.acting import PpoExperts
+from robostack.experts.record import record
 from robostack.pages.evaluation import write_report
 from robostack.policies.pi0 import Pi0Config
 from robostack.runtime.agent import Agent
@@ -50,8 +52,8 @@ class Player:
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """The four rows and sixty steps that tests/envs compile as well; everything in this process."""
-    monkeypatch.setattr(KinetixVectorEnv, "together", 4)
-    monkeypatch.setattr(KinetixVectorEnv, "evaluation", {"action_noise": 0.1, "max_episode_steps": STEPS})
+    monkeypatch.setattr(KinetixVectorEnv, "rows_per_program", 4)
+    monkeypatch.setattr(KinetixVectorEnv, "published", {"action_noise": 0.1, "max_episode_steps": STEPS})
     monkeypatch.setattr("robostack.experts.ppo.acting.PpoExpert.load", lambda path: Player(float(Path(path).name)))
     monkeypatch.setattr(rollout, "worker_pool", InProcess)
 
@@ -61,8 +63,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A barely trained policy."""
     folder = tmp_path_factory.mktemp("kinetix")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KinetixVectorEnv, "together", 4)
-        patch.setattr(KinetixVectorEnv, "evaluation", {"action_noise": 0.1, "max_episode_steps": STEPS})
+        patch.setattr(KinetixVectorEnv, "rows_per_program", 4)
+        patch.setattr(KinetixVectorEnv, "published", {"action_noise": 0.1, "max_episode_steps": STEPS})
         patch.setattr("robostack.experts.ppo.acting.PpoExpert.load", lambda path: Player(float(Path(path).name)))
         experts = (Path("0.2"), Path("1.0"))
         collect(CollectConfig(ENV, folder / "data", episodes=4, expert=experts))
@@ -86,8 +88,8 @@ def test_a_mixture_is_kept_whole_and_each_episode_is_its_seed_s(tmp_path: Path) 
     strongest = [np.abs(store.read("action", *bound)).max() for bound in bounds]
     assert max(strongest[0::2]) <= 0.2 < min(strongest[1::2])
     # The last two episodes ran in the second group of rows: alone they come out the same.
-    worlds = envs.make_vector(ENV, 4, **KinetixVectorEnv.evaluation)
-    again = play_together(worlds, [Player(0.2), Player(1.0)], np.arange(4) % 2, range(7, 11), observe, tmp_path)
+    worlds = envs.make_vector(ENV, 4, **KinetixVectorEnv.published)
+    again = record(worlds, PpoExperts(Asked(experts, observe=observe, first=3)), range(7, 11))
     for episode, bound in zip(again, bounds[4:], strict=False):
         assert all(np.array_equal(store.read(key, *bound), values) for key, values in episode.items())
 
@@ -121,9 +123,9 @@ def test_what_cannot_be_recorded_is_refused_before_anything_is_written(tmp_path:
         collect(config)
     assert not (tmp_path / "data").exists()
     with pytest.raises(ValueError, match="noise and cameras are for scripted experts"):
-        CollectConfig(ENV, tmp_path / "data", expert=(Path("1.0"),), noise=(0.1,))
+        collect(CollectConfig(ENV, tmp_path / "data", expert=(Path("1.0"),), noise=(0.1,)))
     with pytest.raises(ValueError, match="observe goes with --expert"):
-        CollectConfig(ENV, tmp_path / "data", observe=("observation.entities",))
+        collect(CollectConfig("aloha-insertion", tmp_path / "data", observe=("observation.entities",)))
     with pytest.raises(ValueError, match=r"train one with `robostack expert --env kinetix-s-h6_unicycle_right`"):
         collect(CollectConfig(ENV, tmp_path / "data"))
 

@@ -1,5 +1,7 @@
 """The scripted ALOHA experts: they succeed, and what they show can be learned."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,9 @@ from robostack.envs.aloha.env import START_QPOS
 from robostack.envs.aloha.kinematics import ArmKinematics, Pose
 from robostack.envs.aloha.tasks import TASKS, load_model
 from robostack.envs.gl import choose_gl
-from robostack.experts import Expert, make_expert
+from robostack.experts import Asked, Expert, make_expert
 from robostack.experts.aloha import monotone_cubic, smooth_disturbance
+from robostack.experts.record import record
 
 OBJECTS = {"aloha-transfer-cube": 1, "aloha-insertion": 2}
 SEEDS = (0, 1, 2, 3, 1015)  # at 1015 an earlier insertion expert knocked the socket over
@@ -21,8 +24,13 @@ MODEL = load_model(TASKS["transfer_cube"])
 
 @pytest.fixture(scope="module", params=OBJECTS)
 def demonstrations(request) -> tuple[str, list[dict[str, np.ndarray]]]:
-    env, expert = envs.make(request.param), make_expert(request.param)
-    return request.param, [expert.demonstrate(env, seed) for seed in SEEDS]
+    worlds, expert = envs.make_vector(request.param, 1), make_expert(request.param)
+    return request.param, [episode for seed in SEEDS for episode in record(worlds, expert, [seed])]
+
+
+def demonstrate(name: str, seed: int, **asked: Any) -> dict[str, np.ndarray]:
+    (episode,) = record(envs.make_vector(name, 1), make_expert(name, Asked(**asked)), [seed])
+    return episode
 
 
 def test_every_demonstration_succeeds_and_stays_so(demonstrations):
@@ -84,10 +92,9 @@ def test_demonstrations_vary(demonstrations):
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_a_demonstration_depends_on_its_seed_alone(name):
-    expert, env = make_expert(name), envs.make(name)
-    once = expert.demonstrate(env, 5)
-    expert.demonstrate(env, 6)
-    again, other = expert.demonstrate(env, 5), expert.demonstrate(envs.make(name), 5)
+    worlds, expert = envs.make_vector(name, 1), make_expert(name)
+    (once,), (_,), (again,) = (record(worlds, expert, [seed]) for seed in (5, 6, 5))
+    _, other = record(envs.make_vector(name, 2), make_expert(name), [6, 5])
     for key, value in once.items():
         np.testing.assert_array_equal(again[key], value)
         np.testing.assert_array_equal(other[key], value)
@@ -103,9 +110,8 @@ def test_a_disturbance_is_smooth_and_repeatable_and_of_the_deviation_that_was_as
 
 
 def test_noise_disturbs_the_arms_alone_and_costs_reward():
-    expert, env = make_expert("aloha-transfer-cube"), envs.make("aloha-transfer-cube")
-    clean = expert.demonstrate(env, 5)
-    little, much = (expert.demonstrate(env, 5, noise=noise) for noise in (0.001, 0.15))
+    env = envs.make("aloha-transfer-cube")
+    clean, little, much = (demonstrate("aloha-transfer-cube", 5, noise=noise) for noise in ((), (0.001,), (0.15,)))
     grippers, arms = [6, 13], [i for i in range(14) if i not in (6, 13)]
     np.testing.assert_array_equal(much["action"][:, grippers], clean["action"][:, grippers])
     assert 0 < np.abs(little["action"] - clean["action"])[:, arms].max() < 0.005
@@ -120,7 +126,7 @@ def test_pictures_are_of_the_state_before_the_action():
     camera = parse_camera("top_zoom:16x16")
     env = envs.make("aloha-transfer-cube", cameras=(camera,))
     first, _ = env.reset(seed=2)
-    episode = make_expert("aloha-transfer-cube").demonstrate(envs.make("aloha-transfer-cube"), 2, cameras=(camera,))
+    episode = demonstrate("aloha-transfer-cube", 2, cameras=("top_zoom:16x16",))
     pictures = episode["observation.images.top_zoom"]
     assert pictures.shape == (400, 16, 16, 3) and pictures.dtype == np.uint8
     np.testing.assert_array_equal(pictures[0], first["observation.images.top_zoom"])
@@ -130,6 +136,16 @@ def test_experts_meet_the_protocol_and_unknown_ones_are_refused():
     assert isinstance(make_expert("robostack/AlohaInsertion-v0"), Expert)
     with pytest.raises(ValueError, match="known are"):
         make_expert("aloha-juggling")
+    with pytest.raises(ValueError, match=r"observe goes with --expert"):
+        make_expert("aloha-insertion", Asked(observe=("observation.entities",)))
+
+
+def test_levels_of_noise_take_turns_from_the_first_seed_on():
+    name = "aloha-transfer-cube"
+    turns = [demonstrate(name, 5, noise=(0.0, 0.1, 3.0), first=first)["action"] for first in (5, 4, 3)]
+    alone = [demonstrate(name, 5, noise=(level,))["action"] for level in (0.0, 0.1, 3.0)]
+    for turn, one in zip(turns, alone, strict=True):
+        np.testing.assert_array_equal(turn, one)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from support import InProcess
 
 from robostack import envs
 from robostack.cli import main
@@ -22,7 +23,8 @@ from robostack.common.interrupt import Interrupted
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.rows import Rows
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.envs.description import describe
+from robostack.envs.description import Description, describe
+from robostack.experts import Asked
 from robostack.experts.collect import (
     CollectConfig,
     Collected,
@@ -30,8 +32,9 @@ from robostack.experts.collect import (
     _features,
     collect,
     settings_of,
-    spread,
 )
+from robostack.experts.record import Demonstration
+from robostack.experts.spread import action_spread
 
 ENV = "aloha-transfer-cube"
 
@@ -48,7 +51,7 @@ def test_collecting_does_not_depend_on_workers(tmp_path: Path) -> None:
     for key in one.features:
         assert np.array_equal(one.read(key), two.read(key)), key
     assert one.provenance["seeds"] == [5, 7] and one.features["action"].units[0] == "rad"
-    entries = spread(one)
+    entries = action_spread(one)
     assert not any(entry.branches for entry in entries) and max(e.largest_step for e in entries) < 0.2
 
 
@@ -70,28 +73,31 @@ def test_data_of_mixed_quality_is_kept_whole_and_its_levels_can_be_told(tmp_path
     assert np.array_equal(EpisodeStore(tmp_path / "expert").read("action"), one.read("action", 0, 400))
 
 
-class Failing:
-    """Never moves."""
-
-    def demonstrate(self, env, seed, cameras=(), noise=0.0):
-        rows = np.zeros((2, 14), np.float32)
-        return {"observation.state": rows, "action": rows, "next.success": np.zeros(2, bool)}
+WORLD = Description("task", 50, "arm", {}, {})
 
 
-class Quick:
+def failing(env: str, asked: Asked, start: int, *_: object) -> Iterator[Demonstration]:
+    """Of an expert that never moves."""
+    rows = np.zeros((2, 14), np.float32)
+    for seed in count(start):
+        frames = {"observation.state": rows, "action": rows, "next.success": np.zeros(2, bool)}
+        yield Demonstration(seed, frames, WORLD)
+
+
+def quick(env: str, asked: Asked, start: int, *_: object) -> Iterator[Demonstration]:
     """Episodes of a few frames that follow from their seed; every third fails, and more where there is noise."""
-
-    def demonstrate(self, env, seed, cameras=(), noise=0.0):
+    for seed in count(start):
+        noise = asked.noise[(seed - asked.first) % len(asked.noise)] if asked.noise else 0.0
         rng = np.random.default_rng(seed)
         rows = rng.normal(size=(2 + seed % 3, 14)).astype(np.float32)
         success = np.full(len(rows), seed % 3 != 1 and noise == 0)
-        return {"observation.state": rows, "action": rows + noise, "next.success": success}
+        frames = {"observation.state": rows, "action": rows + np.float32(noise), "next.success": success}
+        yield Demonstration(seed, frames, WORLD)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robostack.experts.collect.make_expert", lambda _: Quick())
-    monkeypatch.setattr("robostack.experts.collect.worker_pool", InProcess)
+@pytest.fixture(name="quick")
+def make_it_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robostack.experts.collect.demonstrations", quick)
 
 
 class Stopped(BaseException):
@@ -216,12 +222,12 @@ def test_what_is_refused_leaves_nothing_and_an_empty_folder_is_free(
             collect(CollectConfig(ENV, path, episodes=1))
     before = sorted(tmp_path.rglob("*"))
     refused = tmp_path / "new" / "data"
-    monkeypatch.setattr("robostack.experts.collect.require_gl", no_gl)
+    monkeypatch.setattr("robostack.experts.aloha.require_gl", no_gl)
     with pytest.raises(RuntimeError, match="no OpenGL"):
         collect(CollectConfig(ENV, refused, cameras=("top",)))
     with pytest.raises(ValueError, match="unknown camera"):
         collect(CollectConfig(ENV, refused, cameras=("front",)))
-    monkeypatch.setattr("robostack.experts.collect.make_expert", lambda _: Failing())
+    monkeypatch.setattr("robostack.experts.collect.demonstrations", failing)
     with pytest.raises(CollectionError):
         collect(CollectConfig(ENV, refused))
     assert sorted(path for path in tmp_path.rglob("*") if "new" not in path.parts) == before
@@ -319,8 +325,7 @@ def test_aloha_names_every_entry_of_its_features(name: str) -> None:
 def test_an_expert_that_fails_undisturbed_is_told(tmp_path: Path, monkeypatch, noise, tried: int | None) -> None:
     """What fails under a disturbance says nothing of the expert."""
     tries = []
-    monkeypatch.setattr("robostack.experts.collect.make_expert", lambda _: Failing())
-    monkeypatch.setattr("robostack.experts.collect.worker_pool", InProcess)
+    monkeypatch.setattr("robostack.experts.collect.demonstrations", failing)
     config = CollectConfig(ENV, tmp_path / "data", episodes=40, noise=noise, workers=1)
     if tried is None:
         assert collect(config).failed == 40
@@ -382,22 +387,3 @@ def group_lives(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def test_two_branches_of_a_joint_are_noticed(tmp_path: Path) -> None:
-    writer = EpisodeWriter(tmp_path / "data", {"action": Feature((2,), "float32", ("elbow", "wrist"))}, fps=50)
-    rng = np.random.default_rng(0)
-    for episode in range(10):
-        wrist = np.linspace(0, 1.5 if episode % 2 else -1.5, 50)
-        actions = np.stack([rng.normal(0, 0.1, 50), wrist + rng.normal(0, 0.1, 50)], axis=1)
-        writer.append({"action": actions.astype(np.float32)}, "task")
-    assert [entry.branches for entry in spread(EpisodeStore(tmp_path / "data"))] == [False, True]
-
-
-@pytest.mark.parametrize(("shape", "names"), [((), [""]), ((2, 2), ["0,0", "0,1", "1,0", "1,1"])])
-def test_the_spread_is_that_of_actions_of_any_shape(tmp_path: Path, shape: tuple[int, ...], names: list[str]) -> None:
-    writer = EpisodeWriter(tmp_path / "data", {"action": Feature(shape, "float32")}, fps=50)
-    for length in (1, 5):
-        writer.append({"action": np.ones((length, *shape), np.float32)}, "task")
-    entries = spread(EpisodeStore(tmp_path / "data"))
-    assert [entry.name for entry in entries] == names and all(entry.largest_step == 0 for entry in entries)

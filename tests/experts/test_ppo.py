@@ -245,9 +245,9 @@ def test_actions_stay_within_bounds_and_unused_ones_are_zero(run: Path) -> None:
 
 def test_wrong_observations_are_told(run: Path) -> None:
     expert = PpoExpert.load(newest(run))
-    with pytest.raises(ExpertError, match=r"sees observation.state, came observation.entities"):
+    with pytest.raises(ExpertError, match=r"sees observation.state, got observation.entities"):
         expert.act({"observation.entities": np.zeros((1, 3))})
-    with pytest.raises(ExpertError, match=r"expected observation.state of shape \(batch, 140\), came \(2, 247\)"):
+    with pytest.raises(ExpertError, match=r"expected observation.state of shape \(batch, 140\), got \(2, 247\)"):
         expert.act({"observation.state": np.zeros((2, 247))})
 
 

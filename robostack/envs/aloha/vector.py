@@ -33,10 +33,10 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 
     metadata = {**AlohaEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
     highest_stage: int = AlohaEnv.highest_stage
-    together: int = 1
-    """Episodes that an evaluation runs in one of these: processes share the cores better than threads do."""
-    evaluation: ClassVar[Mapping[str, Any]] = {}
-    """How an evaluation makes it."""
+    rows_per_program: ClassVar[int] = 1
+    """A row is a simulation of its own: many in one environment cost as much as each alone."""
+    published: ClassVar[Mapping[str, Any]] = {}
+    """Settings under which results are published: the defaults."""
 
     def __init__(
         self,

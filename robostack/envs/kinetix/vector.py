@@ -46,10 +46,10 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
 
     metadata = {**KinetixEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
     highest_stage: int = KinetixEnv.highest_stage
-    together: int = 128
-    """Episodes that an evaluation runs in one of these."""
-    evaluation: ClassVar[Mapping[str, Any]] = {"action_noise": 0.1}
-    """How an evaluation makes it: as in arXiv 2506.07339. Without noise all episodes would be the same."""
+    rows_per_program: ClassVar[int] = 128
+    """All rows are one program: so many cost little more than one."""
+    published: ClassVar[Mapping[str, Any]] = {"action_noise": 0.1}
+    """Settings under which results are published (arXiv 2506.07339). Without noise all episodes would be the same."""
 
     def __init__(
         self,

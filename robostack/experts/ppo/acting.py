@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,7 +16,8 @@ from jaxtyping import Float
 from robostack.common.intervals import wilson_interval
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.envs.kinetix.levels import Level
-from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, select, spread
+from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, OBSERVATIONS, select, spread
+from robostack.experts import Asked, Look, Shapes
 from robostack.experts.ppo.algorithm import Start, World, observed, step_worlds
 from robostack.experts.ppo.checkpoint import ExpertCheckpoint, ExpertError
 from robostack.experts.ppo.network import ActorCritic, Statistics
@@ -66,18 +67,44 @@ class PpoExpert:
     def act(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
         """(batch, 6) float32 for `observation.state` (batch, numbers) of a world; other entries are not looked at.
 
-        Each batch size compiles once, in a tenth of a second.
-
-        Raises:
-            ExpertError: it is missing or of another shape.
+        Each batch size compiles once, in a tenth of a second. Raises ExpertError where it is missing or misshapen.
         """
         if _KEY not in observations:
-            raise ExpertError(f"the expert sees {_KEY}, came {', '.join(observations) or 'nothing'}")
+            raise ExpertError(f"the expert sees {_KEY}, got {', '.join(observations) or 'nothing'}")
         batch = np.asarray(observations[_KEY], np.float32)
         if batch.ndim != 2 or batch.shape[1] != self.checkpoint.observation:
             expected = f"(batch, {self.checkpoint.observation})"
-            raise ExpertError(f"expected {_KEY} of shape {expected}, came {batch.shape}: trained in another level")
+            raise ExpertError(f"expected {_KEY} of shape {expected}, got {batch.shape}: trained in another level")
         return np.array(_best(self.acting, batch))
+
+
+class PpoExperts:
+    """Experts of one level, each of which plays its share of the seeds."""
+
+    plans = False
+
+    def __init__(self, asked: Asked) -> None:
+        """Raises ExpertError where a checkpoint cannot be used, ValueError for what experts of this kind cannot do."""
+        if asked.noise or asked.cameras:
+            raise ValueError("noise and cameras are for scripted experts, got them with --expert")
+        if unknown := [key for key in asked.observe if key not in OBSERVATIONS.values()]:
+            raise ValueError(
+                f"there is no {unknown[0]} to record: expected observation.state, .entities or .images.view"
+            )
+        self.records: Shapes = dict.fromkeys(asked.observe or (_KEY,), ())
+        self._experts, self._first = [PpoExpert.load(path) for path in asked.checkpoints], asked.first
+        self._players = np.zeros(0, dtype=int)
+
+    def begin(self, worlds: Any, seeds: Sequence[int]) -> None:
+        self._players = (np.array(seeds) - self._first) % len(self._experts)
+
+    def act(self, look: Look) -> np.ndarray:
+        seen = look({_KEY: ()})[_KEY]
+        actions = np.zeros((len(seen), len(ACTION_LOW)), np.float32)
+        for number, expert in enumerate(self._experts):
+            rows = self._players == number
+            actions[rows] = expert.act({_KEY: seen[rows]})
+        return actions
 
 
 @jax.jit
@@ -103,22 +130,14 @@ def play(
     seed: int,
     delay: int = 0,
 ) -> dict[str, Any]:
-    """Success of the best action over `episodes`, of which no two have the same noise.
+    """Success of the best action over `episodes`, of which no two have the same noise. One fails after `max_steps`.
 
-    Args:
-        world: with the noise on actions that the environment has.
-        start: of the level.
-        player: who plays.
-        episodes: how many.
-        max_steps: after so many an episode has failed.
-        seed: of the noise.
-        delay: the action follows from what was seen so many steps ago (in the first steps, from the first sight).
-
-    Returns:
-        `episodes`, `successes`, `success`, `success_interval` (95 %, Wilson), `mean_return`, `mean_length`, `delay`.
+    `world` has the noise on actions that the environment has, which is drawn from `seed`. With `delay` an action
+    follows from what was seen so many steps ago (in the first steps, from the first sight). Gives `episodes`,
+    `successes`, `success`, `success_interval` (95 %, Wilson), `mean_return`, `mean_length` and `delay`.
     """
     if not 0 <= delay <= MAX_DELAY:
-        raise ValueError(f"expected a delay from 0 to {MAX_DELAY}, came {delay}")
+        raise ValueError(f"expected a delay from 0 to {MAX_DELAY}, got {delay}")
     program = _play_program(world, episodes, max_steps)
     key = jax.random.PRNGKey(seed)
     success, returns, lengths = (np.asarray(leaf) for leaf in program(start, player, key, jnp.int32(delay)))

@@ -32,7 +32,7 @@ from robostack.common.tensors import LARGEST_WEIGHT, Kind, Seal, differences, ne
 from robostack.common.text import one_line
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.experts.ppo.algorithm import Learner
-from robostack.experts.ppo.config import ExpertConfig
+from robostack.experts.ppo.config import CHECKPOINTS, EXPERT_FILE, ExpertConfig
 from robostack.experts.ppo.network import ActorCritic, Statistics
 
 FORMAT, EARLIER = "robostack-expert-2", "robostack-expert-1"
@@ -129,7 +129,7 @@ class ExpertCheckpoint:
         Raises ExpertError where there is none or it is damaged.
         """
         folder = newest(Path(path))
-        checkpoint = _read(folder, folder / "expert.json")
+        checkpoint = _read(folder, folder / EXPERT_FILE)
         if checkpoint.sealed and not checkpoint.files:
             raise ExpertError(f"{folder}/expert.json is not whole (it says no hash of a file): use another checkpoint")
         return checkpoint
@@ -150,7 +150,7 @@ class ExpertCheckpoint:
                 file = folder / f"{name}.safetensors"
                 save_file(tensors, file)
                 files[file.name] = Seal.of(file)
-            (folder / "expert.json").write_text(replace(self, files=files)._describe())
+            (folder / EXPERT_FILE).write_text(replace(self, files=files)._describe())
 
     def save_start(self, run: Path) -> None:
         """Writes what `read_start` reads."""
@@ -158,7 +158,7 @@ class ExpertCheckpoint:
 
     def save_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Says what a checkpoint reaches that was made when its training was stopped."""
-        write_file(self.path / "expert.json", replace(self, evaluation=evaluation)._describe())
+        write_file(self.path / EXPERT_FILE, replace(self, evaluation=evaluation)._describe())
 
     def acting(self) -> tuple[ActorCritic, Statistics]:
         """The network and its statistics. Raises ExpertError where the file does not hold exactly these."""
@@ -218,7 +218,7 @@ def _read(folder: Path, file: Path) -> ExpertCheckpoint:
 
 def newest(path: Path) -> Path:
     """The checkpoint folder at `path`: itself, or the one after most updates under `path`/checkpoints."""
-    if found := newest_checkpoint(path, "update-*", "expert.json"):
+    if found := newest_checkpoint(path, CHECKPOINTS, EXPERT_FILE):
         return found
     if (path / RUN_FILE).exists():
         raise ExpertError(

@@ -10,6 +10,11 @@ import gymnasium as gym
 from robostack import envs
 from robostack.common.numbers import check_bounds
 
+EXPERT_FILE = "expert.json"
+"""In which a checkpoint describes itself."""
+CHECKPOINTS = "update-*"
+"""Names of the checkpoints of a run, below its folder `checkpoints`."""
+
 
 @dataclass(frozen=True)
 class PpoConfig:
@@ -110,9 +115,8 @@ class ExpertConfig:
 def level_of(env: str) -> str:
     """The Kinetix level of an environment that experts are trained in, as `load_level` takes it.
 
-    Raises:
-        ValueError: the environment is unknown, has a scripted expert, or names no level.
-        MissingExtraError: kinetix is not installed.
+    Raises ValueError where the environment is unknown, has a scripted expert or names no level, MissingExtraError
+    where kinetix is not installed.
     """
     gym_id = envs.resolve(env)
     if env.startswith("kinetix:"):

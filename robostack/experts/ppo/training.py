@@ -36,7 +36,7 @@ from robostack.experts.ppo.checkpoint import (
     Training,
     resume_command,
 )
-from robostack.experts.ppo.config import ExpertConfig, level_of
+from robostack.experts.ppo.config import CHECKPOINTS, EXPERT_FILE, ExpertConfig, level_of
 
 __all__ = ["LOG_FILE", "Report", "read_log", "resume", "train", "world_of"]
 
@@ -106,7 +106,7 @@ def resume(
 
     Raises ExpertError where there is no run or its checkpoint is damaged, and as `train`.
     """
-    begun = None if any(run.glob("checkpoints/update-*/expert.json")) else ExpertCheckpoint.read_start(run)
+    begun = None if any(run.glob(f"checkpoints/{CHECKPOINTS}/{EXPERT_FILE}")) else ExpertCheckpoint.read_start(run)
     checkpoint = begun or ExpertCheckpoint.read(run)
     if checkpoint.path == run and begun is None:
         raise ExpertError(f"{run} is a checkpoint: name the folder of its run")
