@@ -198,8 +198,8 @@ def _batch(path: Path) -> None:
     processor = prepare([store], config.chunk_len)
     train = TrainConfig(data=(path,), out=path)
     drawn = Source.of([store], processor, config, train).draw(4, np.random.default_rng(0))
-    observation, actions, counts = processor.training_batch(drawn)
-    Act(config, processor.interface).loss(observation, actions, counts, torch.Generator().manual_seed(0))
+    observation, actions, valid = processor.training_batch(drawn)
+    Act(config, processor.interface).loss(observation, actions, valid, torch.Generator().manual_seed(0))
 
 
 def _append(path: Path, out: Path) -> None:

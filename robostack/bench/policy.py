@@ -211,10 +211,10 @@ def our_diffusion() -> Program:
     policy = Diffusion(config, Interface(ROBOT + ENVIRONMENT, ACTION, words=1, vocabulary=1, cameras={}))
     observation, moment = numbers(BATCH, LOOKS), numbers(1, LOOKS)
     actions = torch.randn(BATCH, config.chunk_len, ACTION)
-    counts, generator = torch.ones_like(actions, dtype=torch.bool), torch.Generator().manual_seed(0)
+    valid, generator = torch.ones_like(actions, dtype=torch.bool), torch.Generator().manual_seed(0)
     (optimizer,) = build_optimizers(policy, "adamw", 1e-4, 1e-6)
     return Program(
-        lambda: policy.loss(observation, actions, counts, generator),
+        lambda: policy.loss(observation, actions, valid, generator),
         optimizer,
         lambda: policy.sample(moment, generator),
         CALLS * weight_bytes(policy.network),
@@ -261,10 +261,10 @@ def our_act() -> Program:
     policy = Act(config, Interface(ROBOT + ENVIRONMENT, ACTION, words=1, vocabulary=1, cameras={}))
     observation, moment = numbers(BATCH, 1), numbers(1, 1)
     actions = torch.randn(BATCH, CHUNK, ACTION)
-    counts, generator = torch.ones_like(actions, dtype=torch.bool), torch.Generator().manual_seed(0)
+    valid, generator = torch.ones_like(actions, dtype=torch.bool), torch.Generator().manual_seed(0)
     (optimizer,) = build_optimizers(policy, "adamw", 1e-5, 1e-4)
     return Program(
-        lambda: policy.loss(observation, actions, counts, generator),
+        lambda: policy.loss(observation, actions, valid, generator),
         optimizer,
         lambda: policy.sample(moment, generator),
         weight_bytes(policy) - weight_bytes(policy.posterior),

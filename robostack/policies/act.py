@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
 from robostack.core.embeddings import position_embedding
+from robostack.core.losses import masked_mean
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
@@ -103,17 +104,17 @@ class Act(nn.Module):
         self,
         observation: Observation,
         actions: Float[Tensor, "batch chunk_len action_dim"],
-        counts: Bool[Tensor, "batch chunk_len action_dim"],
+        valid: Bool[Tensor, "batch chunk_len action_dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        """E|â − a| over the numbers that count + kl_weight · KL(posterior ‖ N(0, 1))."""
+        """E|â − a| over the valid numbers + kl_weight · KL(posterior ‖ N(0, 1))."""
         if not self.config.posterior_depth:
-            return _mean_error(self.decode(observation, None), actions, counts)
-        mean, log_variance = self.posterior(observation.state[:, -1], actions, counts.any(dim=-1))
+            return masked_mean((self.decode(observation, None) - actions).abs(), valid)
+        mean, log_variance = self.posterior(observation.state[:, -1], actions, valid.any(dim=-1))
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         predicted = self.decode(observation, mean + (0.5 * log_variance).exp() * noise)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=-1).mean()
-        return _mean_error(predicted, actions, counts) + self.config.kl_weight * divergence
+        return masked_mean((predicted - actions).abs(), valid) + self.config.kl_weight * divergence
 
     def sample(
         self, observation: Observation, generator: torch.Generator
@@ -125,10 +126,10 @@ class Act(nn.Module):
         self, observation: Observation, latent: Float[Tensor, "batch latent"] | None
     ) -> Float[Tensor, "batch chunk_len action_dim"]:
         """The chunk for what is observed and a latent, None for zero."""
-        observed, counts = self.observe(observation)
+        observed, valid = self.observe(observation)
         first = self.latent_in.bias.expand(len(observed), -1) if latent is None else self.latent_in(latent)
         tokens = torch.cat([first[:, None], observed], dim=1)
-        valid = F.pad(counts, (1, 0), value=True)[:, None]
+        valid = F.pad(valid, (1, 0), value=True)[:, None]
         (memory,), _ = self.encoder(
             [tokens], valid.expand(-1, tokens.shape[1], -1), None, [None], embeddings=[self.places]
         )
@@ -161,12 +162,12 @@ class Posterior(nn.Module):
         self,
         state: Float[Tensor, "batch state_dim"],
         actions: Float[Tensor, "batch chunk_len action_dim"],
-        counts: Bool[Tensor, "batch chunk_len"],
+        valid: Bool[Tensor, "batch chunk_len"],
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
-        """Looks at the actions that count."""
+        """Looks at the valid actions."""
         first = self.class_token.expand(len(state), -1, -1)
         tokens = torch.cat([first, self.state_in(state)[:, None], self.action_in(actions)], dim=1)
-        valid = F.pad(counts, (2, 0), value=True)[:, None].expand(-1, tokens.shape[1], -1)
+        valid = F.pad(valid, (2, 0), value=True)[:, None].expand(-1, tokens.shape[1], -1)
         (outputs,), _ = self.transformer([tokens], valid, None, [None], embeddings=[self.places], wanted=[slice(0, 1)])
         assert outputs is not None
         mean, log_variance = self.out(outputs[:, 0]).chunk(2, dim=-1)
@@ -208,7 +209,3 @@ def _transformer(config: ActConfig, depth: int, memory: int = 0) -> Transformer:
             attention_from=1 if memory else 0,
         )
     )
-
-
-def _mean_error(predicted: Tensor, actions: Tensor, counts: Tensor) -> Tensor:
-    return (predicted - actions).abs().masked_fill(~counts, 0.0).sum() / counts.sum()

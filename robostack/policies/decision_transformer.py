@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
 from robostack.core.attention import block_mask
+from robostack.core.losses import masked_mean
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
@@ -109,14 +110,14 @@ class DecisionTransformer(nn.Module):
         self,
         observation: Observation,
         actions: Float[Tensor, "batch chunk_len action_dim"],
-        counts: Bool[Tensor, "batch chunk_len action_dim"],
+        valid: Bool[Tensor, "batch chunk_len action_dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         """The error at every decision of the context: what was done after the earlier ones is known as well."""
         targets = self._chunks(torch.cat([observation.past_actions, actions], dim=1))
         # All actions since the first look that was seen were run; a joint that the robot has not counts nowhere.
-        past = counts[:, :1].expand(-1, observation.past_actions.shape[1], -1)
-        known = self._chunks(torch.cat([past, counts], dim=1)) & observation.seen[:, :, None, None]
+        past = valid[:, :1].expand(-1, observation.past_actions.shape[1], -1)
+        known = self._chunks(torch.cat([past, valid], dim=1)) & observation.seen[:, :, None, None]
         remembered = None
         if self.config.hide_actions:
             draw = torch.rand(len(actions), generator=generator, device=actions.device)
@@ -129,7 +130,7 @@ class DecisionTransformer(nn.Module):
                 error = (output[..., 0] - targets).square()
             case "bins":
                 error = two_hot_cross_entropy(output, targets, self.centres)
-        return error.masked_fill(~known, 0.0).sum() / known.sum()
+        return masked_mean(error, known)
 
     def sample(
         self, observation: Observation, generator: torch.Generator
@@ -155,11 +156,11 @@ class DecisionTransformer(nn.Module):
     ) -> Float[Tensor, "batch looks chunk_len action_dim numbers"]:
         """The head's numbers for each action, at the look of each decision: the action, or the logits of its bins.
         `remembered` is false where the actions of the past are hidden."""
-        tokens, counts, blocks = self._tokens(observation)
+        tokens, valid, blocks = self._tokens(observation)
         if remembered is not None:
-            counts = counts & (remembered[:, None] | (blocks % BLOCKS != ACTIONS % BLOCKS) | (blocks == TASK))
+            valid = valid & (remembered[:, None] | (blocks % BLOCKS != ACTIONS % BLOCKS) | (blocks == TASK))
         # A token that does not count sees itself, so that no row of the mask is empty.
-        mask = block_mask(blocks, blocks, counts) | torch.eye(len(blocks), dtype=torch.bool, device=blocks.device)
+        mask = block_mask(blocks, blocks, valid) | torch.eye(len(blocks), dtype=torch.bool, device=blocks.device)
         positions = torch.arange(len(blocks), device=blocks.device)[None]
         outputs, _ = self.transformer([tokens], mask, positions, [None])
         assert outputs[0] is not None
@@ -174,7 +175,7 @@ class DecisionTransformer(nn.Module):
         tokens (batch, tokens, width), which of them count, and their blocks (tokens,)."""
         seen = observation.seen
         batch, k = seen.shape
-        tokens, counts = self.encoder(observation)
+        tokens, valid = self.encoder(observation)
         views = self.interface.views
         frames_shape = (batch, views, k, (tokens.shape[1] - k - 1) // (k * max(1, views)))
         frames = tokens[:, k + 1 :].reshape(*frames_shape, -1 if views else tokens.shape[2])
@@ -191,7 +192,7 @@ class DecisionTransformer(nn.Module):
         ]
         decided = [
             seen[..., None],
-            counts[:, k + 1 :].reshape(frames_shape).transpose(1, 2).flatten(2) & seen[..., None],
+            valid[:, k + 1 :].reshape(frames_shape).transpose(1, 2).flatten(2) & seen[..., None],
             seen[..., None],
             seen[..., None],
         ]
@@ -199,7 +200,7 @@ class DecisionTransformer(nn.Module):
         blocks = (blocks + BLOCKS * torch.arange(k, device=seen.device)[:, None]).flatten()
         return (
             torch.cat([tokens[:, k : k + 1], torch.cat(decisions, dim=2).flatten(1, 2)], dim=1)[:, :-1],
-            torch.cat([counts[:, k : k + 1], torch.cat(decided, dim=2).flatten(1, 2)], dim=1)[:, :-1],
+            torch.cat([valid[:, k : k + 1], torch.cat(decided, dim=2).flatten(1, 2)], dim=1)[:, :-1],
             F.pad(blocks, (1, 0), value=TASK)[:-1],
         )
 

@@ -126,17 +126,17 @@ class Diffusion(nn.Module):
         self,
         observation: Observation,
         actions: Float[Tensor, "batch chunk_len action_dim"],
-        counts: Bool[Tensor, "batch chunk_len action_dim"],
+        valid: Bool[Tensor, "batch chunk_len action_dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        """E w(t) ‖prediction − target‖² at a noising step drawn uniformly, over the actions that count."""
-        actions, counts = self._with_past(observation, actions, counts)
+        """E w(t) ‖prediction − target‖² at a noising step drawn uniformly, over the valid actions."""
+        actions, valid = self._with_past(observation, actions, valid)
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)
         steps = self.config.noising_steps
         t = torch.randint(steps, (len(actions),), generator=generator, device=actions.device) / steps
         point = self.path.sample(noise, actions, t)
         predicted = self.network(point.x_t, t, self.encode(observation))
-        return flow_loss(self.path, predicted, self.config.prediction, point, self.config.weighting, counts)
+        return flow_loss(self.path, predicted, self.config.prediction, point, self.config.weighting, valid)
 
     def sample(
         self, observation: Observation, generator: torch.Generator
@@ -179,13 +179,13 @@ class Diffusion(nn.Module):
             return observation.state.flatten(1)
         return self.observe(observation)[0].flatten(1)
 
-    def _with_past(self, observation: Observation, actions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_past(self, observation: Observation, actions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Past actions before the chunk. One run before the start of the episode does not count, nor does one of a
         joint that the robot has not."""
         if not (past := self.config.predict_past):
-            return actions, counts
-        known = observation.seen[:, -1 - past : -1, None] & counts.any(dim=1, keepdim=True)
-        return torch.cat([observation.past_actions[:, -past:], actions], 1), torch.cat([known, counts], 1)
+            return actions, valid
+        known = observation.seen[:, -1 - past : -1, None] & valid.any(dim=1, keepdim=True)
+        return torch.cat([observation.past_actions[:, -past:], actions], 1), torch.cat([known, valid], 1)
 
 
 class DiT(nn.Module):

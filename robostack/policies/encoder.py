@@ -154,19 +154,19 @@ class ObservationEncoder(nn.Module):
         words = observation.text.valid
         told = words.sum(1, keepdim=True)
         task = (self.word(observation.text.ids) * words[..., None]).sum(1) / told.clamp(min=1)
-        tokens, counts = [self.state_in(observation.state) + self.look, task[:, None]], [observation.seen, told > 0]
+        tokens, valid = [self.state_in(observation.state) + self.look, task[:, None]], [observation.seen, told > 0]
         for name, module in zip(self._names, self.cameras.values(), strict=True):
             encoder, present = _encoder(module), observation.present[name][:, None]
             seen = encoder(observation.images[name].flatten(0, 1)).unflatten(0, (batch, looks))
             seen = (seen + self.look[:, None]).flatten(1, 2)
             tokens.append(seen.masked_fill(~present[..., None], 0.0))
-            counts.append((present & observation.seen).repeat_interleave(encoder.tokens, dim=1))
+            valid.append((present & observation.seen).repeat_interleave(encoder.tokens, dim=1))
         if self.entities is not None:
             assert observation.entities is not None
             seen = self.entities(observation.entities.flatten(0, 1)).unflatten(0, (batch, looks))
             tokens.append((seen + self.look[:, None]).flatten(1, 2))
-            counts.append(observation.seen)
-        return torch.cat(tokens, dim=1), torch.cat(counts, dim=1)
+            valid.append(observation.seen)
+        return torch.cat(tokens, dim=1), torch.cat(valid, dim=1)
 
 
 def _encoder(module: nn.Module) -> KeypointEncoder | PatchEncoder:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from robostack.common.numbers import check_bounds
 from robostack.core import energy as core
 from robostack.core.embeddings import sinusoids
+from robostack.core.losses import masked_mean
 from robostack.core.transformer_parts import AdaptiveNorm, FeedForward
 from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
@@ -126,12 +127,12 @@ class Energy(nn.Module):
         self,
         observation: Observation,
         actions: Float[Tensor, "batch chunk_len action_dim"],
-        counts: Bool[Tensor, "batch chunk_len action_dim"],
+        valid: Bool[Tensor, "batch chunk_len action_dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         """Score matching + InfoNCE + gradient penalty at a noise level for each row, ln σ uniform."""
         config, device = self.config, actions.device
-        data, context = self.code.encode(held(actions, counts)), self.encode(observation)
+        data, context = self.code.encode(held(actions, valid)), self.encode(observation)
         span = math.log(config.largest_sigma / config.smallest_sigma)
         sigma = config.smallest_sigma * torch.exp(span * torch.rand(len(data), generator=generator, device=device))
         noisy = data + sigma[:, None] * torch.randn(data.shape, generator=generator, device=device)
@@ -140,7 +141,7 @@ class Energy(nn.Module):
             # The mean of the data given x = data + σ noise is x − σ² ∇E (Tweedie): the squared error of that mean.
             slope = core.gradient(self.energy(context, sigma), noisy, differentiable=True)
             error = self.code.decode(noisy - sigma.square()[:, None] * slope) - actions
-            total = total + config.score * error.square().masked_fill(~counts, 0.0).sum() / counts.sum()
+            total = total + config.score * masked_mean(error.square(), valid)
         if config.contrast or config.penalty:
             rows = slice(config.contrast_rows)
             contrast, penalty = self.contrast(context[rows], data, noisy[rows], sigma[rows], generator)
@@ -256,12 +257,12 @@ class Energy(nn.Module):
 
 
 def held(
-    actions: Float[Tensor, "batch chunk_len action_dim"], counts: Bool[Tensor, "batch chunk_len action_dim"]
+    actions: Float[Tensor, "batch chunk_len action_dim"], valid: Bool[Tensor, "batch chunk_len action_dim"]
 ) -> Float[Tensor, "batch chunk_len action_dim"]:
-    """Every number that does not count replaced by the last one before it that does, or by 0 where there is none."""
+    """Every number that is not valid replaced by the last valid one before it, or by 0 where there is none."""
     steps = torch.arange(actions.shape[1], device=actions.device)[None, :, None]
-    last = torch.where(counts, steps, 0).cummax(dim=1).values
-    return actions.masked_fill(~counts, 0.0).gather(1, last)
+    last = torch.where(valid, steps, 0).cummax(dim=1).values
+    return actions.masked_fill(~valid, 0.0).gather(1, last)
 
 
 class ChunkCode(nn.Module):

@@ -21,6 +21,7 @@ from robostack.core.embeddings import time_embedding
 from robostack.core.flow.paths import LinearPath
 from robostack.core.flow.solvers import Method, integrate
 from robostack.core.flow.training import TimeSampling, sample_time
+from robostack.core.losses import masked_mean
 from robostack.core.transformer import KeysValues, StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, make_entity_encoder, make_image_encoders
@@ -128,7 +129,7 @@ class Pi0(nn.Module):
         self,
         observation: Observation,
         actions: Float[Tensor, "batch chunk_len action_dim"],
-        counts: Bool[Tensor, "batch chunk_len action_dim"],
+        valid: Bool[Tensor, "batch chunk_len action_dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         """E‖v̂(x_t, t) − (x₁ − x₀)‖² or E‖x̂₁(x_t, t) − x₁‖², over the actions that count."""
@@ -140,7 +141,7 @@ class Pi0(nn.Module):
         if self.config.prediction == "data" and self.config.loss == "velocity":
             predicted = self.path.velocity_from_data(point.x_t, predicted, t, self.config.smallest_sigma)
             target = self.path.velocity_from_data(point.x_t, actions, t, self.config.smallest_sigma)
-        return (predicted - target).square().masked_fill(~counts, 0.0).sum() / counts.sum()
+        return masked_mean((predicted - target).square(), valid)
 
     def sample(
         self, observation: Observation, generator: torch.Generator

@@ -229,16 +229,16 @@ class Processor:
         self, parts: Sequence[tuple[str, Windows, Sequence[str]]], device: torch.device | str = "cpu"
     ) -> tuple[Observation, Float[Tensor, "batch chunk_len action_dim"], Bool[Tensor, "batch chunk_len action_dim"]]:
         """Windows of several robots, (robot, windows, task texts) each, as one batch: what the policy sees, the actions
-        it should find, and which of these numbers count: those before the end of their episode, of joints that the
+        it should find, and which of these numbers are valid: those before the end of their episode, of joints that the
         robot has."""
         seen = [self.observe(windows, texts, robot, device) for robot, windows, texts in parts]
         actions = [self.normalize_actions(windows.action, windows, robot, device) for robot, windows, _ in parts]
-        counts = []
+        valid = []
         for robot, windows, _ in parts:
             has = torch.zeros(self.action_dim, dtype=torch.bool)
             has[list(self.robots[robot].places["action"])] = True
-            counts.append((~torch.from_numpy(windows.is_pad)[..., None] & has).to(device))
-        return Observation.concatenate(seen), torch.cat(actions), torch.cat(counts)
+            valid.append((~torch.from_numpy(windows.is_pad)[..., None] & has).to(device))
+        return Observation.concatenate(seen), torch.cat(actions), torch.cat(valid)
 
     def normalize_actions(
         self,

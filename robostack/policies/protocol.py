@@ -158,10 +158,10 @@ class Policy(Protocol):
         self,
         observation: Observation,
         actions: Float[Tensor, "batch chunk_len action_dim"],
-        counts: Bool[Tensor, "batch chunk_len action_dim"],
+        valid: Bool[Tensor, "batch chunk_len action_dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        """The training loss over the numbers that count: the others lie past the end of their episode, or belong to a
+        """The training loss over the valid numbers: the others lie past the end of their episode, or belong to a
         joint that the robot has not."""
         ...
 

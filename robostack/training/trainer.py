@@ -137,13 +137,13 @@ def _run(
             begun = time.perf_counter()
             rng = np.random.default_rng([train.seed, state.step])
             parts = source.draw(train.batch, rng)
-            observation, actions, counts = checkpoint.processor.training_batch(parts, device)
+            observation, actions, valid = checkpoint.processor.training_batch(parts, device)
             generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
             observation = augment(observation, train.augmentation, generator)
             waited += time.perf_counter() - begun
 
             with _precision(device):
-                loss = policy.loss(observation, actions, counts, generator)  # pyright: ignore[reportCallIssue]
+                loss = policy.loss(observation, actions, valid, generator)  # pyright: ignore[reportCallIssue]
             loss.backward()
             norm = float(nn.utils.clip_grad_norm_(policy.parameters(), train.gradient_clip))
             if not (math.isfinite(norm) and math.isfinite(loss.item())):

@@ -83,14 +83,14 @@ def moments(batch: int) -> tuple[dict[str, torch.Tensor], Observation, torch.Ten
 def test_chunk_and_loss_are_lerobots(tmp_path: Path, changes: dict[str, Any]) -> None:
     policy, config, tensors = lerobots(tmp_path, **changes)
     act = ours(config, tensors)
-    batch, observation, counts = moments(3)
+    batch, observation, valid = moments(3)
     torch.testing.assert_close(
         act.sample(observation, torch.Generator()), policy.predict_action_chunk(dict(batch)), rtol=1e-5, atol=1e-5
     )
     policy.train()
     torch.manual_seed(3)
     expected, _ = policy(dict(batch))
-    loss = act.loss(observation, batch["action"], counts, torch.Generator().manual_seed(3))
+    loss = act.loss(observation, batch["action"], valid, torch.Generator().manual_seed(3))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     expected.backward()
     loss.backward()
@@ -105,8 +105,8 @@ def test_chunk_and_loss_are_lerobots(tmp_path: Path, changes: dict[str, Any]) ->
 
 def test_an_act_without_a_posterior_is_lerobots_without_vae(tmp_path: Path) -> None:
     policy, config, tensors = lerobots(tmp_path, use_vae=False)
-    batch, observation, counts = moments(2)
-    loss = ours(config, tensors).loss(observation, batch["action"], counts, torch.Generator())
+    batch, observation, valid = moments(2)
+    loss = ours(config, tensors).loss(observation, batch["action"], valid, torch.Generator())
     torch.testing.assert_close(loss, policy(dict(batch))[0], rtol=1e-5, atol=1e-5)
 
 

@@ -68,25 +68,25 @@ def test_rows_of_a_batch_do_not_touch_each_other(config: ActConfig) -> None:
 
 def test_the_loss_is_the_mean_error_and_the_weighed_divergence() -> None:
     policy, observation = make_policy(), make_observation(4)
-    actions, counts = torch.randn(4, 6, 3), everything(4)
-    counts[1, 4:] = False
-    counts[2, :, 1] = False  # a joint that this robot has not
-    mean, log_variance = policy.posterior(observation.state[:, 0], actions, counts.any(-1))
+    actions, valid = torch.randn(4, 6, 3), everything(4)
+    valid[1, 4:] = False
+    valid[2, :, 1] = False  # a joint that this robot has not
+    mean, log_variance = policy.posterior(observation.state[:, 0], actions, valid.any(-1))
     deviation = (log_variance / 2).exp()
     latent = mean + deviation * torch.randn(4, 4, generator=seeded())
-    error = (policy.decode(observation, latent) - actions)[counts].abs().mean()
+    error = (policy.decode(observation, latent) - actions)[valid].abs().mean()
     divergence = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).sum(-1).mean()
-    torch.testing.assert_close(policy.loss(observation, actions, counts, seeded()), error + 10.0 * divergence)
+    torch.testing.assert_close(policy.loss(observation, actions, valid, seeded()), error + 10.0 * divergence)
 
 
 def test_actions_past_the_end_are_not_seen() -> None:
     policy, observation = make_policy(), make_observation(2)
-    actions, counts = torch.randn(2, 6, 3), everything(2)
-    counts[:, 4:] = False
+    actions, valid = torch.randn(2, 6, 3), everything(2)
+    valid[:, 4:] = False
     other = actions.clone()
     other[:, 4:] += 1.0
     torch.testing.assert_close(
-        policy.loss(observation, other, counts, seeded()), policy.loss(observation, actions, counts, seeded())
+        policy.loss(observation, other, valid, seeded()), policy.loss(observation, actions, valid, seeded())
     )
 
 

@@ -90,9 +90,9 @@ def test_what_lies_before_the_start_of_the_episode_changes_nothing() -> None:
         returns_to_go=torch.where(seen, observation.returns_to_go, 7.0),
         past_actions=torch.where(seen[:, :2].repeat_interleave(2, 1)[..., None], observation.past_actions, 7.0),
     )
-    actions, counts = torch.randn(2, 4, 3), torch.ones(2, 4, 3, dtype=torch.bool)
+    actions, valid = torch.randn(2, 4, 3), torch.ones(2, 4, 3, dtype=torch.bool)
     # The chunk after decision 0 reaches into that of decision 1, which counts for itself alone.
-    assert policy.loss(observation, actions, counts, seeded()) == policy.loss(other, actions, counts, seeded())
+    assert policy.loss(observation, actions, valid, seeded()) == policy.loss(other, actions, valid, seeded())
     assert torch.equal(policy.sample(observation, seeded()), policy.sample(other, seeded()))
 
 
@@ -101,11 +101,11 @@ def test_the_loss_is_that_of_every_decision_and_of_what_counts(head: Head) -> No
     config = dataclasses.replace(SMALL, head=head)
     policy, observation = make_policy(config), make_observation(2, history=config.history)
     observation = dataclasses.replace(observation, seen=torch.tensor([[True, True, True], [False, True, True]]))
-    actions, counts = torch.randn(2, 4, 3), torch.ones(2, 4, 3, dtype=torch.bool)
-    counts[0, 1:] = False  # the episode ends
-    counts[1, :, 1] = False  # a joint that this robot has not
+    actions, valid = torch.randn(2, 4, 3), torch.ones(2, 4, 3, dtype=torch.bool)
+    valid[0, 1:] = False  # the episode ends
+    valid[1, :, 1] = False  # a joint that this robot has not
     steps = torch.cat([observation.past_actions, actions], dim=1)
-    valid = torch.cat([counts[:, :1].expand(-1, 4, -1), counts], dim=1)
+    known = torch.cat([valid[:, :1].expand(-1, 4, -1), valid], dim=1)
     output, errors = policy.predict(observation), []
     for row in range(2):
         for k in range(row, 3):
@@ -117,17 +117,17 @@ def test_the_loss_is_that_of_every_decision_and_of_what_counts(head: Head) -> No
                     error = (predicted[..., 0] - target).square()
                 case "bins":
                     error = two_hot_cross_entropy(predicted, target, policy.centres)
-            errors.append(error[valid[row, 2 * k : 2 * k + 4]])
-    loss = policy.loss(observation, actions, counts, seeded())
+            errors.append(error[known[row, 2 * k : 2 * k + 4]])
+    loss = policy.loss(observation, actions, valid, seeded())
     torch.testing.assert_close(loss, torch.cat(errors).mean())
 
 
 def test_with_one_action_at_a_time_it_is_the_papers() -> None:
     config = dataclasses.replace(SMALL, chunk_len=1, execute_len=1)
     policy, observation = make_policy(config), make_observation(2, history=config.history)
-    tokens, counts, blocks = policy._tokens(observation)
+    tokens, valid, blocks = policy._tokens(observation)
     assert blocks.tolist() == list(range(9))  # the task, then return, state, action, and no action after the last state
-    assert tokens.shape == (2, 9, 32) and counts.all()
+    assert tokens.shape == (2, 9, 32) and valid.all()
     assert policy.sample(observation, seeded()).shape == (2, 1, 3)
 
 
@@ -211,8 +211,8 @@ def test_hidden_actions_are_hidden_in_training_alone() -> None:
     all_hidden = torch.zeros(4, dtype=torch.bool)
     torch.testing.assert_close(hiding.predict(observation, all_hidden), hiding.predict(other, all_hidden))
     assert not torch.allclose(hiding.predict(observation), hiding.predict(other))
-    actions, counts = torch.randn(4, 4, 3), torch.ones(4, 4, 3, dtype=torch.bool)
-    assert hiding.loss(observation, actions, counts, seeded()) != plain.loss(observation, actions, counts, seeded())
+    actions, valid = torch.randn(4, 4, 3), torch.ones(4, 4, 3, dtype=torch.bool)
+    assert hiding.loss(observation, actions, valid, seeded()) != plain.loss(observation, actions, valid, seeded())
     assert torch.equal(hiding.sample(observation, seeded()), plain.sample(observation, seeded()))
     never = make_policy(dataclasses.replace(SMALL, hide_actions=1.0))
     torch.testing.assert_close(never.sample(observation, seeded()), never.sample(other, seeded()))

@@ -72,14 +72,14 @@ def test_every_part_of_the_observation_matters(config: DiffusionConfig, cameras:
 @BOTH
 def test_padded_actions_do_not_count(config: DiffusionConfig) -> None:
     policy, observation = make_policy(config), make_observation(4)
-    actions, counts = torch.randn(4, 8, 3), torch.ones(4, 8, 3, dtype=torch.bool)
-    counts[1, 4:] = False
-    counts[2, :, 1] = False  # a joint that this robot has not
-    loss = policy.loss(observation, actions, counts, seeded())
+    actions, valid = torch.randn(4, 8, 3), torch.ones(4, 8, 3, dtype=torch.bool)
+    valid[1, 4:] = False
+    valid[2, :, 1] = False  # a joint that this robot has not
+    loss = policy.loss(observation, actions, valid, seeded())
     noise = torch.randn(actions.shape, generator=(g := seeded()))
     t = torch.randint(100, (4,), generator=g) / 100
     predicted = policy.network(policy.path.sample(noise, actions, t).x_t, t, policy.encode(observation))
-    torch.testing.assert_close(loss, (predicted - actions)[counts].square().mean())
+    torch.testing.assert_close(loss, (predicted - actions)[valid].square().mean())
 
 
 @BOTH
@@ -87,9 +87,9 @@ def test_past_actions_are_predicted_where_there_were_any(config: DiffusionConfig
     config = dataclasses.replace(config, chunk_len=6, observe_len=3, predict_past=2)
     policy, observation = make_policy(config), make_observation(3, history=History(3))
     observation.seen[0, 0] = False  # one look and one action of the first row lie before the start of its episode
-    actions, counts = torch.randn(3, 6, 3), torch.ones(3, 6, 3, dtype=torch.bool)
-    counts[1, :, 2] = False
-    loss = policy.loss(observation, actions, counts, seeded())
+    actions, valid = torch.randn(3, 6, 3), torch.ones(3, 6, 3, dtype=torch.bool)
+    valid[1, :, 2] = False
+    loss = policy.loss(observation, actions, valid, seeded())
     whole = torch.cat([observation.past_actions, actions], dim=1)
     counted = torch.ones(3, 8, 3, dtype=torch.bool)
     counted[0, 0] = False

@@ -39,16 +39,16 @@ def observe(batch: int = 4, looks: int = LOOKS, cameras: Cameras = CAMERAS) -> O
 
 def test_state_alone_at_one_look_is_two_tokens() -> None:
     encoder = make_encoder(looks=1, cameras={})
-    tokens, counts = encoder(observe(looks=1, cameras={}))
-    assert tokens.shape == (4, 2, WIDTH) and encoder.tokens == 2 and counts.all()
+    tokens, valid = encoder(observe(looks=1, cameras={}))
+    assert tokens.shape == (4, 2, WIDTH) and encoder.tokens == 2 and valid.all()
 
 
 @pytest.mark.parametrize("vision", ["keypoints", "vit"])
 def test_each_token_tells_of_its_part_of_the_observation_and_of_no_other(vision: str) -> None:
     encoder = make_encoder(dataclasses.replace(VIT, vision=vision))
     observation = observe()
-    before, counts = encoder(observation)
-    assert before.shape == (4, encoder.tokens, WIDTH) and counts.shape == before.shape[:2]
+    before, valid = encoder(observation)
+    assert before.shape == (4, encoder.tokens, WIDTH) and valid.shape == before.shape[:2]
 
     def touched(**change) -> list[int]:
         after, _ = encoder(dataclasses.replace(observation, **change))
@@ -73,8 +73,8 @@ def test_the_order_and_the_number_of_words_is_all_the_same_to_the_task() -> None
 
 def test_a_task_without_words_does_not_count() -> None:
     observation = dataclasses.replace(observe(), text=as_text(torch.zeros(4, 4, dtype=torch.long)))
-    tokens, counts = make_encoder()(observation)
-    assert not tokens[:, 2].any() and not counts[:, 2].any() and counts[:, :2].all()
+    tokens, valid = make_encoder()(observation)
+    assert not tokens[:, 2].any() and not valid[:, 2].any() and valid[:, :2].all()
 
 
 def test_a_camera_that_the_robot_has_not_is_zero_does_not_count_and_has_no_gradient() -> None:
@@ -82,9 +82,9 @@ def test_a_camera_that_the_robot_has_not_is_zero_does_not_count_and_has_no_gradi
     present = {**observation.present, "top": torch.zeros(4, dtype=torch.bool)}
     absent = dataclasses.replace(observation, present=present)
     frames = {**observation.images, "top": 255 - observation.images["top"]}
-    (tokens, counts), (other, _) = encoder(absent), encoder(dataclasses.replace(absent, images=frames))
+    (tokens, valid), (other, _) = encoder(absent), encoder(dataclasses.replace(absent, images=frames))
     assert torch.equal(tokens, other) and not tokens[:, 3:5].any()
-    assert counts.tolist() == [[True, True, True, False, False, True, True]] * 4
+    assert valid.tolist() == [[True, True, True, False, False, True, True]] * 4
     tokens.square().sum().backward()
     moved = {
         n.split(".")[1] for n, p in encoder.cameras.named_parameters(prefix="of") if p.grad is not None and p.grad.any()
@@ -95,8 +95,8 @@ def test_a_camera_that_the_robot_has_not_is_zero_does_not_count_and_has_no_gradi
 def test_looks_before_the_episode_do_not_count_and_show_what_is_repeated_there() -> None:
     encoder, observation = make_encoder(), observe()
     seen = torch.tensor([[False, True]] * 2 + [[True, True]] * 2)
-    tokens, counts = encoder(dataclasses.replace(observation, seen=seen))
-    assert counts[:2].tolist() == [[False, True, True, False, True, False, True]] * 2 and counts[2:].all()
+    tokens, valid = encoder(dataclasses.replace(observation, seen=seen))
+    assert valid[:2].tolist() == [[False, True, True, False, True, False, True]] * 2 and valid[2:].all()
     assert torch.equal(tokens, encoder(observation)[0])
 
 

@@ -74,13 +74,13 @@ def test_energies_of_a_batch_and_of_samples_do_not_touch_each_other() -> None:
 
 def test_numbers_that_do_not_count_are_not_seen() -> None:
     policy, observation = make_policy(), make_observation(4)
-    actions, counts = torch.randn(4, 6, 3), everything(4)
-    counts[:2, 4:] = False
-    counts[2, :, 1] = False  # a joint that this robot has not
-    other = torch.where(counts, actions, actions + 1.0)
-    losses = [policy.loss(observation, given, counts, seeded()) for given in (actions, other)]
+    actions, valid = torch.randn(4, 6, 3), everything(4)
+    valid[:2, 4:] = False
+    valid[2, :, 1] = False  # a joint that this robot has not
+    other = torch.where(valid, actions, actions + 1.0)
+    losses = [policy.loss(observation, given, valid, seeded()) for given in (actions, other)]
     torch.testing.assert_close(*losses)
-    kept = held(other, counts)
+    kept = held(other, valid)
     assert torch.equal(kept[0, 4:], actions[0, 3:4].expand(2, 3)) and not kept[2, :, 1].any()
     assert torch.equal(kept[3], actions[3])
 
@@ -166,12 +166,12 @@ def test_a_refactor_keeps_the_energy() -> None:
 
 
 def test_one_chunk_alone_cannot_be_contrasted() -> None:
-    actions, counts = torch.zeros(1, 6, 3), everything(1)
+    actions, valid = torch.zeros(1, 6, 3), everything(1)
     for config in (SMALL, dataclasses.replace(SMALL, contrast=0.0)):
         with pytest.raises(ValueError, match="expected a batch of at least 2, got 1"):
-            make_policy(config).loss(make_observation(1), actions, counts, seeded())
+            make_policy(config).loss(make_observation(1), actions, valid, seeded())
     alone = make_policy(dataclasses.replace(SMALL, contrast=0.0, penalty=0.0))
-    assert alone.loss(make_observation(1), actions, counts, seeded()).isfinite()
+    assert alone.loss(make_observation(1), actions, valid, seeded()).isfinite()
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ def test_every_policy_sees_entities(name: str) -> None:
         for parameter in policy.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     steps = config.chunk_len + history.steps if name.startswith("decision") else config.chunk_len
-    actions, counts = torch.zeros(5, steps, 3), torch.ones(5, steps, 3, dtype=torch.bool)
-    policy.loss(observation, actions[:, : config.chunk_len], counts[:, : config.chunk_len], seeded()).backward()
+    actions, valid = torch.zeros(5, steps, 3), torch.ones(5, steps, 3, dtype=torch.bool)
+    policy.loss(observation, actions[:, : config.chunk_len], valid[:, : config.chunk_len], seeded()).backward()
     touched = {key for key, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert any("entit" in key for key in touched), touched
     assert observation.entities is not None

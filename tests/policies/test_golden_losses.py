@@ -51,8 +51,8 @@ def _losses(name: str, steps: int) -> list[float]:
     for _ in range(steps):
         observation = augment(draw(config, cameras, rng), Augmentation(shift=1, colour=0.1), generator)
         actions = torch.from_numpy(rng.normal(size=(4, config.chunk_len, 3)))
-        counts = torch.from_numpy(rng.random((4, config.chunk_len, 3)) < 0.9)
-        loss = policy.loss(observation, actions, counts, generator)
+        valid = torch.from_numpy(rng.random((4, config.chunk_len, 3)) < 0.9)
+        loss = policy.loss(observation, actions, valid, generator)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

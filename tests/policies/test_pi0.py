@@ -92,16 +92,16 @@ def test_words_past_the_end_of_a_task_change_nothing() -> None:
 
 def test_padded_actions_do_not_count() -> None:
     policy, observation = make_policy(), make_observation(4)
-    actions, counts = torch.randn(4, 6, 3), torch.ones(4, 6, 3, dtype=torch.bool)
-    counts[1, 4:] = False
-    counts[2, :, 1] = False  # a joint that this robot has not
+    actions, valid = torch.randn(4, 6, 3), torch.ones(4, 6, 3, dtype=torch.bool)
+    valid[1, 4:] = False
+    valid[2, :, 1] = False  # a joint that this robot has not
     # Two actions share a token and tokens see each other, so padding is input; only its error must not count.
-    point = policy.loss(observation, actions, counts, seeded())
+    point = policy.loss(observation, actions, valid, seeded())
     noise = torch.randn(actions.shape, generator=(g := seeded()))
     t = torch.rand(4, generator=g)
     sample = policy.path.sample(noise, actions, t)
     predicted = policy.predict(policy.encode_prefix(observation), observation.state[:, 0], sample.x_t, t)
-    torch.testing.assert_close(point, (predicted - actions)[counts].square().mean())
+    torch.testing.assert_close(point, (predicted - actions)[valid].square().mean())
 
 
 def test_velocity_loss_weighs_the_data_error() -> None:
@@ -127,9 +127,9 @@ def test_it_learns_two_modes_that_the_state_selects(prediction: str) -> None:
     for _ in range(200):
         state = torch.randn(64, 5, generator=generator)
         actions = state[:, None, :1].sign() * torch.linspace(0.5, 1.0, 6)[None, :, None].expand(64, 6, 3)
-        counts = torch.ones_like(actions, dtype=torch.bool)
+        valid = torch.ones_like(actions, dtype=torch.bool)
         seen = dataclasses.replace(observation, state=state[:, None])
-        loss = policy.loss(seen, actions, counts, generator)
+        loss = policy.loss(seen, actions, valid, generator)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

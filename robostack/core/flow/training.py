@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robostack.core.flow.paths import GaussianPath, PathSample, Prediction
+from robostack.core.losses import masked_mean
 
 TimeSampling = Literal["uniform", "beta", "logit_normal"]
 Weighting = Literal["velocity", "noise", "data", "edm", "min_snr"]
@@ -85,21 +86,21 @@ def flow_loss(
     kind: Prediction,
     point: PathSample,
     weighting: Weighting,
-    counts: Bool[Tensor, "..."] | None = None,
+    valid: Bool[Tensor, "..."] | None = None,
     largest_weight: float = math.inf,
 ) -> Float[Tensor, ""]:
-    """Mean over the entries that count of w(t) (prediction − target)². `largest_weight` bounds w.
+    """Mean over the valid entries of w(t) (prediction − target)². `largest_weight` bounds w.
 
-    Entries that do not count may hold anything: tokens given clean (t = 1), padding.
+    Entries that are not valid may hold anything: tokens given clean (t = 1), padding.
     """
     weight = loss_weight(path, point.t, kind, weighting).clamp(max=largest_weight)
     weight = weight.reshape(*weight.shape, *(1,) * (predicted.ndim - weight.ndim))
     target = {"velocity": point.velocity, "noise": point.x_0, "data": point.x_1}[kind]
     error = (predicted - target).square()
-    if counts is None:
+    if valid is None:
         return (weight * error).mean()
     # Factor by factor: a clean token's weight may be infinite, and its gradient must still be zero.
-    return (torch.where(counts, weight, 0.0) * error.masked_fill(~counts, 0.0)).sum() / counts.sum()
+    return masked_mean(torch.where(valid, weight, 0.0) * error.masked_fill(~valid, 0.0), valid)
 
 
 @dataclass(frozen=True)
