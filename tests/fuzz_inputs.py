@@ -243,7 +243,7 @@ def _expert(path: Path, task: str, more: float) -> None:
     save_file(tensors, folder / "expert.safetensors")
     save_file({"step": np.zeros(1, np.float32)}, folder / "training.safetensors")
     description = {
-        "format": FORMAT,
+        "format": str(FORMAT),
         "config": to_json(config),
         "update": 2,
         "observation": 6,

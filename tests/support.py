@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from robostack.common.provenance import Ran
 from robostack.datasets.episodes import Feature
 from robostack.datasets.store import EpisodeWriter
 
@@ -14,6 +15,9 @@ FEATURES = {
     "action": Feature((2,), "float32"),
     "next.success": Feature((), "bool"),
 }
+
+RAN: Ran = {"command": "train", "commit": "abc", "date": "today", "machine": "here"}
+"""Where a training was run."""
 
 
 def make_episode(length: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -7,13 +7,51 @@ import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 from robostack.common.processes import cores
 
 
-def describe_run() -> dict[str, str]:
-    """{"command", "commit", "date", "machine"}; the commit ends in +changes when the tree was not clean."""
+class Ran(TypedDict):
+    """Where something comes from; the commit ends in +changes when the tree was not clean."""
+
+    command: str
+    commit: str
+    date: str
+    machine: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A process that went on with a training, from this step (or update) on."""
+
+    step: int
+    command: str
+    commit: str
+    date: str
+    machine: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How something was trained: for people. What each kind of training says besides is a subclass's."""
+
+    command: str
+    commit: str
+    date: str
+    machine: str
+    resumed: tuple[Resumed, ...] = ()
+    """What the four are of later processes, oldest first."""
+
+    def goes_on[T: Training](self: T, step: int) -> T:
+        """The same training, which this process goes on with."""
+        return replace(self, resumed=(*self.resumed, Resumed(step, **describe_run())))
+
+
+def describe_run() -> Ran:
+    """Of this process, as of now."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),

@@ -1,4 +1,7 @@
-"""Frozen dataclasses to JSON values and back, strictly: what is missing, unknown or of another type is an error."""
+"""Frozen dataclasses to JSON values and back, strictly: what is missing, unknown or of another type is an error.
+
+What an earlier robostack wrote may be filled up: a field that it did not have yet takes its default.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,13 @@ def to_json(value: Any) -> Any:
     return json.loads(json.dumps(_CONVERTER.unstructure(value)))
 
 
-def from_json[T](kind: type[T], values: Any) -> T:
-    """Undoes `to_json`. Raises ValueError in one line, naming `kind`, when the values are not exactly those of one."""
+def from_json[T](kind: type[T], values: Any, fill: bool = False) -> T:
+    """Undoes `to_json`. Raises ValueError in one line, naming `kind`, when the values are not exactly those of one;
+    with `fill`, fields that have a default may be missing, in nested ones too."""
     try:
         value = _CONVERTER.structure(values, kind)
-        # What was left out would have taken its default, and "3" would have become 3, without a word.
-        difference = _difference(to_json(value), values)
+        # What was left out has taken its default, and "3" would have become 3, without a word.
+        difference = _difference(to_json(value), values, fill)
     except (cattrs.errors.CattrsError, KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"expected the fields of {kind.__name__}: {one_line(error)}") from error
     except RecursionError as error:
@@ -33,20 +37,22 @@ def from_json[T](kind: type[T], values: Any) -> T:
     return value
 
 
-def _difference(expected: Any, got: Any, where: str = "") -> str:
+def _difference(expected: Any, got: Any, fill: bool, where: str = "") -> str:
     """In words, the first place where two JSON values are not the same, or ""; true is no 1, and 1.5 no whole number,
     but 1 may stand for 1.0. NaN and infinity are never the same: JSON does not have them."""
     if isinstance(expected, dict) and isinstance(got, dict):
         for key in expected:
             if key not in got:
+                if fill:
+                    continue
                 return f"{where}{key} is missing"
-            if told := _difference(expected[key], got[key], f"{where}{key}."):
+            if told := _difference(expected[key], got[key], fill, f"{where}{key}."):
                 return told
         unknown = [key for key in got if key not in expected]
         return f"{where}{unknown[0]} is unknown" if unknown else ""
     if isinstance(expected, list) and isinstance(got, list) and len(expected) == len(got):
         for place, (one, other) in enumerate(zip(expected, got, strict=True)):
-            if told := _difference(one, other, f"{where}{place}."):
+            if told := _difference(one, other, fill, f"{where}{place}."):
                 return told
         return ""
     alike = type(expected) is type(got) or (type(expected), type(got)) == (float, int)

@@ -31,9 +31,11 @@ from torch import Tensor, nn
 
 from robostack.common.files import check_regular, read_json, whole_folder, write_file
 from robostack.common.numbers import check_bounds
+from robostack.common.provenance import Training
 from robostack.common.serialize import from_json, to_json
 from robostack.common.tensors import Kind, Seal, differences, newest_checkpoint, read_kinds
 from robostack.common.text import one_line
+from robostack.policies.formats import FORMAT, SEALED
 from robostack.policies.processor import Processor
 from robostack.policies.registry import POLICIES, config_class, policy_class
 from robostack.policies.weights import (
@@ -45,8 +47,6 @@ from robostack.policies.weights import (
     without_weights,
 )
 
-FORMAT = "robostack-checkpoint-5"
-EARLIER = "robostack-checkpoint-4"
 RUN_FILE = "run.json"
 LARGEST_DESCRIPTION = 64 << 20
 """Bytes of checkpoint.json; those of statistics, task words and settings are thousands."""
@@ -65,30 +65,13 @@ class TrainedOn:
     """Of its actions, in order; "" where an earlier robostack did not record it."""
 
 
-@dataclass(frozen=True)
-class Resumed:
-    """A process that went on with a training, from this step."""
-
-    step: int
-    command: str
-    commit: str
-    date: str
-    machine: str
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a policy was trained: for people, for resuming and for keeping evaluations apart."""
+@dataclass(frozen=True, kw_only=True)
+class PolicyTraining(Training):
+    """How a policy was trained, for resuming and for keeping evaluations apart too."""
 
     config: dict[str, Any]
     """The settings of the run, as JSON values: the trainer knows their types."""
     data: tuple[TrainedOn, ...]
-    command: str
-    commit: str
-    date: str
-    machine: str
-    resumed: tuple[Resumed, ...] = ()
-    """What the four are of later processes, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +83,7 @@ class _Description:
     config: dict[str, Any]
     processor: Processor
     step: int
-    training: Training
+    training: PolicyTraining
     files: dict[str, Seal]
 
     def __post_init__(self) -> None:
@@ -116,7 +99,7 @@ class Checkpoint:
     config: Any
     processor: Processor
     step: int
-    training: Training
+    training: PolicyTraining
     files: Mapping[str, Seal] = field(default_factory=dict)
     """Size and hash of each of the folder's tensor files; none for a run that has only begun."""
     sealed: bool = True
@@ -221,7 +204,7 @@ class Checkpoint:
 
     def _describe(self, files: dict[str, Seal]) -> str:
         config = to_json(self.config)
-        whole = _Description(FORMAT, self.policy, config, self.processor, self.step, self.training, files)
+        whole = _Description(str(FORMAT), self.policy, config, self.processor, self.step, self.training, files)
         return json.dumps(to_json(whole), indent=1)
 
 
@@ -232,52 +215,23 @@ def _moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None
 def _read(folder: Path, file: Path) -> Checkpoint:
     try:
         values = read_json(file, LARGEST_DESCRIPTION)
-        if not isinstance(values, dict):
-            raise ValueError(f"expected an object, got {type(values).__name__}")
-        if earlier := values.get("format") == EARLIER:
-            values = _brought_up(values)
-        elif values.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{folder}: expected format {FORMAT!r}, got {_short(values.get('format'))}: train it again, or use the "
-                "robostack that wrote it"
-            )
-        if (policy := values.get("policy")) not in [*POLICIES]:
-            known = ", ".join(POLICIES)
-            raise CheckpointError(f"{folder} holds the policy {_short(policy)}; this version knows {known}")
-        read = from_json(_Description, values)
-        config = from_json(config_class(read.policy), read.config)
-    except CheckpointError:
-        raise
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is not whole ({one_line(error)}): use another one") from error
-    return Checkpoint(
-        folder, read.policy, config, read.processor, read.step, read.training, read.files, sealed=not earlier
-    )
-
-
-def _brought_up(values: dict[str, Any]) -> dict[str, Any]:
-    """A description of the earlier format as one of this: all cameras were of colour, all entries had one smallest
-    scale, nothing had a hash, and who resumed a training was not recorded. What is not as it was is left for the typed
-    read to tell."""
     try:
-        least = values["processor"]["scaling"]["smallest_scale"]
-        robots = {
-            name: {
-                "smallest": {key: [least] * len(known["mean"]) for key, known in robot["statistics"].items()},
-                **robot,
-                "depth": {},
-            }
-            for name, robot in values["processor"]["robots"].items()
-        }
-        data = [{**one, "actions_sha256": ""} for one in values["training"]["data"]]
-        return {
-            **values,
-            "processor": {**values["processor"], "robots": robots},
-            "training": {**values["training"], "data": data, "resumed": []},
-            "files": {},
-        }
-    except (KeyError, TypeError, AttributeError):
-        return values
+        values, version = FORMAT.brought_up(values)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {one_line(error)}") from error
+    if (policy := values.get("policy")) not in [*POLICIES]:
+        raise CheckpointError(f"{folder} holds the policy {_short(policy)}; this version knows {', '.join(POLICIES)}")
+    try:
+        read = from_json(_Description, values, fill=True)
+        config = from_json(config_class(read.policy), read.config, fill=True)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{file} is not whole, or a later robostack wrote it ({one_line(error)}): use another one"
+        ) from error
+    sealed = version >= SEALED
+    return Checkpoint(folder, read.policy, config, read.processor, read.step, read.training, read.files, sealed)
 
 
 def newest(path: Path) -> Path:

@@ -58,6 +58,10 @@ def _check_robot(robot: Robot, sizes: Mapping[str, int], cameras: Mapping[str, t
         if name not in robot.cameras:
             raise ValueError(f"{printable(name)} measures depth and is none of its cameras")
         _within(f"the unit of {name}", scale, 1e-9, 1e9)
+    for what, by_key in (("names", robot.names), ("units", robot.units)):
+        for key, told in by_key.items():
+            if key not in robot.places or len(told) != len(robot.places[key]):
+                raise ValueError(f"it has {len(told)} {what} of {printable(key)}, expected one of each of its entries")
     for key, places in robot.places.items():
         if len(set(places)) != len(places) or not all(0 <= place < sizes[key] for place in places):
             raise ValueError(f"expected different places in 0..{sizes[key] - 1} for {key}, got {str(places)[:60]}")

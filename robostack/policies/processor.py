@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +46,10 @@ class Robot:
     """Which entries of its action are relative to its state."""
     depth: Mapping[str, float]
     """Of those of its cameras that measure depth: metres a count."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of the entries of its state keys and of `action`, in its own order; no key where its data did not say."""
+    units: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of the same, such as rad and m."""
 
     def __post_init__(self) -> None:
         for key, floors in self.smallest.items():

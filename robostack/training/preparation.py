@@ -175,7 +175,10 @@ def _robot(
         if feature.is_depth
     }
     places = {key: layouts[key].places[name] for key in vectors}
-    return Robot(statistics, smallest, places, cameras, relative, depth)
+    names = {key: features[key].names for key in vectors if features[key].names}
+    units = {key: next(filter(None, (store.features[key].units for store in stores)), ()) for key in vectors}
+    units = {key: said for key, said in units.items() if said}
+    return Robot(statistics, smallest, places, cameras, relative, depth, names, units)
 
 
 def _choose(relative: Statistics, absolute: Statistics, is_relative: Sequence[bool]) -> Statistics:

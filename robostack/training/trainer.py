@@ -27,7 +27,7 @@ from robostack.common.provenance import describe_run
 from robostack.common.serialize import from_json, to_json
 from robostack.core.devices import pick_device
 from robostack.datasets.formats.convert import Progress
-from robostack.policies.checkpoint import RUN_FILE, Checkpoint, Resumed, Training, resume_command
+from robostack.policies.checkpoint import RUN_FILE, Checkpoint, PolicyTraining, resume_command
 from robostack.policies.weights import CheckpointError
 from robostack.training.augmentation import augment
 from robostack.training.config import TrainConfig
@@ -70,8 +70,7 @@ def train(
         policy_config.history,
     )
     source = Source.of(stores, processor, policy_config, train)
-    now = describe_run()
-    training = Training(to_json(train), source.describe(), now["command"], now["commit"], now["date"], now["machine"])
+    training = PolicyTraining(config=to_json(train), data=source.describe(), **describe_run())
     checkpoint = Checkpoint(train.out, policy_name, policy_config, processor, 0, training)
     return _run(checkpoint, None, train, source, report)
 
@@ -95,7 +94,7 @@ def resume(
     if policy_name is not None and checkpoint.policy != policy_name:
         raise CheckpointError(f"{run} is a run of {checkpoint.policy}, expected {policy_name}: name that policy")
     try:
-        train = from_json(TrainConfig, {**checkpoint.training.config, "out": str(run)})
+        train = from_json(TrainConfig, {**checkpoint.training.config, "out": str(run)}, fill=True)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path} has no settings of a training ({error}): use another one") from error
     try:
@@ -105,8 +104,7 @@ def resume(
         raise CheckpointError(f"{run} was trained on data that cannot be used any more: {error}") from error
     if told := differing(checkpoint.training.data, source.describe()):
         raise CheckpointError(f"{run} was trained on {told}: restore it")
-    resumed = (*checkpoint.training.resumed, Resumed(checkpoint.step, **describe_run()))
-    goes_on = replace(checkpoint, training=replace(checkpoint.training, resumed=resumed))
+    goes_on = replace(checkpoint, training=checkpoint.training.goes_on(checkpoint.step))
     return _run(goes_on, None if begun else checkpoint, train, source, report)
 
 

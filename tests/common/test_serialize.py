@@ -60,6 +60,14 @@ def test_what_is_not_exactly_a_config_is_refused(change: dict, message: str) -> 
     assert "\n" not in str(told.value) and len(str(told.value)) < 500
 
 
+def test_what_an_earlier_version_did_not_have_takes_its_default() -> None:
+    values = {"inner": {"kind": "two"}, "path": "there"}
+    assert from_json(Outer, values, fill=True) == Outer(Inner("two", 3), None, Path("there"))
+    for change, message in (({"colour": 1}, "colour"), ({"inner": {"size": "5"}}, "inner.size is '5'")):
+        with pytest.raises(ValueError, match=message):
+            from_json(Outer, {**values, **change}, fill=True)
+
+
 def test_a_whole_number_may_stand_for_another() -> None:
     value = from_json(Outer, {**to_json(VALUE), "shares": {"a": [1, 0]}})
     assert value.shares == {"a": (1.0, 0.0)}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import RAN
 from torch import nn
 
 from robostack import envs
@@ -19,7 +20,7 @@ from robostack.envs.aloha.vector import AlohaVectorEnv
 from robostack.evaluation.actors import PolicyActor
 from robostack.evaluation.rollout import make_worlds, run_together
 from robostack.policies import registry
-from robostack.policies.checkpoint import Checkpoint, Training
+from robostack.policies.checkpoint import Checkpoint, PolicyTraining
 from robostack.policies.protocol import Interface, Observation
 from robostack.runtime.agent import Agent
 from robostack.runtime.chunks import temporal_ensemble
@@ -91,7 +92,7 @@ def save_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: StubConfi
     )
     store = EpisodeStore(tmp_path / "demonstrations")
     processor = prepare([store], config.chunk_len, history=config.history)
-    training = Training({}, (), "train", "abc", "today", "here")
+    training = PolicyTraining(config={}, data=(), **RAN)
     saved = Checkpoint(tmp_path / "stub", "stub", config, processor, 0, training)
     saved.save({"average": {}})
     return saved

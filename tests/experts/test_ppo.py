@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support import RAN
 
 from robostack.cli import main
 from robostack.common.interrupt import Interrupted
+from robostack.common.provenance import Resumed
 from robostack.envs.kinetix.levels import load_level
 from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, Transition
 from robostack.experts.ppo import training as ppo_training
@@ -283,7 +285,22 @@ def test_an_interrupt_leaves_a_checkpoint_that_goes_on_bit_for_bit(
     assert same(told.out, run)
     last = ExpertCheckpoint.read(told.out)
     assert last.evaluation == ExpertCheckpoint.read(run).evaluation
-    assert [one.update for one in last.training.resumed] == [update]
+    assert [one.step for one in last.training.resumed] == [update]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_an_earlier_robostack_wrote_is_still_read(run: Path, tmp_path: Path, version: int) -> None:
+    folder = shutil.copytree(newest(run), tmp_path / "expert")
+    values = json.loads((folder / "expert.json").read_text())
+    values["format"] = f"robostack-expert-{version}"
+    if version == 1:
+        del values["files"], values["training"]["resumed"]
+    else:
+        values["training"]["resumed"] = [{"update": 3, **RAN}]
+    (folder / "expert.json").write_text(json.dumps(values))
+    read = ExpertCheckpoint.read(folder)
+    assert read.training.resumed == ((Resumed(3, **RAN),) if version == 2 else ())
+    assert read.sealed == (version == 2) and read.acting()
 
 
 def test_a_run_without_a_checkpoint_starts_from_update_0(run: Path, tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import write, write_reaching_data
+from support import RAN, write, write_reaching_data
 
 from robostack.common.serialize import from_json, to_json
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.moments import Moments
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import WindowSampler
-from robostack.policies.checkpoint import Checkpoint, TrainedOn, Training, newest
+from robostack.policies.checkpoint import Checkpoint, PolicyTraining, TrainedOn, newest
 from robostack.policies.decision_transformer import DecisionTransformerConfig
 from robostack.policies.diffusion import DiffusionConfig
 from robostack.policies.pi0 import Pi0Config
@@ -33,7 +33,7 @@ CONFIG = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width
 def saved(tmp_path: Path) -> Checkpoint:
     processor = prepare([EpisodeStore(write_reaching_data(tmp_path / "data"))], CONFIG.chunk_len)
     folder = tmp_path / "run" / "checkpoints" / "step-00000007"
-    training = Training({}, (TrainedOn("data", 8, 192, (0, 7), "0" * 64),), "train", "abc", "today", "here")
+    training = PolicyTraining(config={}, data=(TrainedOn("data", 8, 192, (0, 7), "0" * 64),), **RAN)
     checkpoint = Checkpoint(folder, "pi0", CONFIG, processor, 7, training)
     weights = checkpoint.build().state_dict()
     checkpoint.save({"model": weights, "average": weights})
@@ -111,6 +111,23 @@ def test_state_keys_are_joined_and_images_pass_untouched(tmp_path: Path) -> None
     unit = processor.normalize_actions(actions, moments, "robot")
     np.testing.assert_allclose(processor.denormalize_actions(unit, moments, "robot"), actions, atol=1e-5)
     assert from_json(Processor, json.loads(json.dumps(to_json(processor)))) == processor
+
+
+def test_a_checkpoint_says_what_the_entries_of_a_robot_are(tmp_path: Path) -> None:
+    """So that a robot can be held against the policy that should move it."""
+    write(tmp_path / "data", [9])
+    processor = prepare([EpisodeStore(tmp_path / "data")], 4)
+    robot = processor.robots["robot"]
+    assert robot.names == {"observation.state": ("a", "b", "c")}
+    assert robot.units == {"observation.state": ("rad", "rad", "m")}
+    values = to_json(processor)
+    assert from_json(Processor, json.loads(json.dumps(values))) == processor
+    for what in ("names", "units"):
+        described = values["robots"]["robot"]
+        for key, told in (("observation.state", ["x"]), ("telepathy", ["x"])):
+            changed = {**values, "robots": {"robot": {**described, what: {key: told}}}}
+            with pytest.raises(ValueError, match=f"robot robot: it has 1 {what} of {key}"):
+                from_json(Processor, changed)
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from observations import seeded
 from small_policies import SMALL
+from support import RAN
 
 from robostack.common.serialize import to_json
 from robostack.datasets.episodes import DataError, Feature
@@ -19,7 +20,7 @@ from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import WindowSampler
 from robostack.pages.inspection_console import describe_checkpoint, print_checkpoint
 from robostack.policies.act import ActConfig
-from robostack.policies.checkpoint import Checkpoint, CheckpointError, Training
+from robostack.policies.checkpoint import Checkpoint, CheckpointError, PolicyTraining
 from robostack.policies.depth import bounded_depth
 from robostack.policies.registry import policy_class
 from robostack.policies.settings import Augmentation
@@ -28,7 +29,7 @@ from robostack.training.preparation import prepare
 
 KEY, SIZE = "observation.images.depth", (24, 24)
 ACT = ActConfig(chunk_len=2, execute_len=2, width=32, hidden=64, posterior_depth=1, encoder_depth=1, decoder_depth=1)
-TRAINING = Training({}, (), "train", "abc", "today", "here")
+TRAINING = PolicyTraining(config={}, data=(), **RAN)
 
 
 def write_depth(

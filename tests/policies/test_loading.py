@@ -9,11 +9,11 @@ import pytest
 import torch
 from observations import interface, make_observation, seeded
 from small_policies import CAMERAS, PI0, SMALL
-from support import write_reaching_data
+from support import RAN, write_reaching_data
 from torch import Tensor, nn
 
 from robostack.datasets.store import EpisodeStore
-from robostack.policies.checkpoint import Checkpoint, Training
+from robostack.policies.checkpoint import Checkpoint, PolicyTraining
 from robostack.policies.encoder import EncoderConfig
 from robostack.policies.registry import policy_class
 from robostack.policies.weights import load_strictly, without_weights
@@ -64,7 +64,7 @@ def test_what_is_loaded_is_bit_for_bit_what_was_drawn_and_overwritten(
 def saved(tmp_path: Path) -> Checkpoint:
     config = replace(PI0, chunk_len=4, execute_len=2)
     processor = prepare([EpisodeStore(write_reaching_data(tmp_path / "data"))], config.chunk_len)
-    checkpoint = Checkpoint(tmp_path / "run", "pi0", config, processor, 7, Training({}, (), "train", "a", "b", "c"))
+    checkpoint = Checkpoint(tmp_path / "run", "pi0", config, processor, 7, PolicyTraining(config={}, data=(), **RAN))
     weights = checkpoint.build().state_dict()
     checkpoint.save({"model": weights, "average": weights})
     return Checkpoint.read(tmp_path / "run")

@@ -26,7 +26,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from robostack.common.files import read_json, whole_folder, write_file
+from robostack.common.formats import Description, Format
 from robostack.common.numbers import check_bounds
+from robostack.common.provenance import Training
 from robostack.common.serialize import from_json, to_json
 from robostack.common.tensors import LARGEST_WEIGHT, Kind, Seal, differences, newest_checkpoint, read_kinds
 from robostack.common.text import one_line
@@ -35,7 +37,24 @@ from robostack.experts.ppo.algorithm import Learner
 from robostack.experts.ppo.config import CHECKPOINTS, EXPERT_FILE, ExpertConfig
 from robostack.experts.ppo.network import ActorCritic, Statistics
 
-FORMAT, EARLIER = "robostack-expert-2", "robostack-expert-1"
+
+def _from_1(values: Description) -> Description:
+    """Nothing had a hash, and who resumed a training was not recorded."""
+    return {**values, "files": {}, "training": {**values["training"], "resumed": []}}
+
+
+def _from_2(values: Description) -> Description:
+    """Who resumed a training did so at an "update"."""
+    renamed = [
+        {"step" if key == "update" else key: value for key, value in resumed.items()}
+        for resumed in values["training"]["resumed"]
+    ]
+    return {**values, "training": {**values["training"], "resumed": renamed}}
+
+
+FORMAT = Format("robostack-expert", {1: _from_1, 2: _from_2})
+SEALED = 2
+"""The version that began to write hashes."""
 RUN_FILE = "run.json"
 LARGEST_DESCRIPTION = 1 << 20
 """Bytes of expert.json."""
@@ -58,28 +77,12 @@ class Played:
     delay: int = 0
 
 
-@dataclass(frozen=True)
-class Resumed:
-    """A process that went on with a training, from this update."""
-
-    update: int
-    command: str
-    commit: str
-    date: str
-    machine: str
-
-
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, kw_only=True)
+class ExpertTraining(Training):
     """What a training took so far, and where it was run."""
 
     cpu_s: float
     time_s: float
-    command: str
-    commit: str
-    date: str
-    machine: str
-    resumed: tuple[Resumed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class _Description:
     observation: int
     used: tuple[bool, ...]
     evaluation: Played | None
-    training: Training
+    training: ExpertTraining
     files: dict[str, Seal]
 
     def __post_init__(self) -> None:
@@ -117,7 +120,7 @@ class ExpertCheckpoint:
     evaluation: dict[str, Any] | None
     """Success of the deterministic policy, with its interval: the fields of `Played`. None where the training was
     stopped at this update."""
-    training: Training
+    training: ExpertTraining
     files: dict[str, Seal] = field(default_factory=dict)
     sealed: bool = True
     """False for one of an earlier robostack, which wrote no hashes: its files are read as they are."""
@@ -190,7 +193,7 @@ class ExpertCheckpoint:
     def _describe(self) -> str:
         played = None if self.evaluation is None else from_json(Played, to_json(self.evaluation))
         whole = _Description(
-            FORMAT, self.config, self.update, self.observation, self.used, played, self.training, self.files
+            str(FORMAT), self.config, self.update, self.observation, self.used, played, self.training, self.files
         )
         return json.dumps(to_json(whole), indent=1) + "\n"
 
@@ -198,21 +201,22 @@ class ExpertCheckpoint:
 def _read(folder: Path, file: Path) -> ExpertCheckpoint:
     try:
         values = read_json(file, LARGEST_DESCRIPTION)
-        if not isinstance(values, dict):
-            raise ValueError(f"expected an object, got {type(values).__name__}")
-        if earlier := values.get("format") == EARLIER:
-            values = {**values, "files": {}, "training": {**dict(values["training"]), "resumed": []}}
-        elif values.get("format") != FORMAT:
-            got = one_line(ValueError(repr(values.get("format"))), 60)
-            raise ExpertError(f"{folder}: expected format {FORMAT!r}, got {got}")
-        read = from_json(_Description, values)
-    except ExpertError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ExpertError(f"{file} is not whole ({one_line(error)}): use another checkpoint") from error
+    try:
+        values, version = FORMAT.brought_up(values)
+    except ValueError as error:
+        raise ExpertError(f"{file}: {one_line(error)}") from error
+    try:
+        read = from_json(_Description, values, fill=True)
+    except ValueError as error:
+        raise ExpertError(
+            f"{file} is not whole, or a later robostack wrote it ({one_line(error)}): use another checkpoint"
+        ) from error
     played = None if read.evaluation is None else to_json(read.evaluation)
+    sealed, training = version >= SEALED, read.training
     return ExpertCheckpoint(
-        folder, read.config, read.update, read.observation, read.used, played, read.training, read.files, not earlier
+        folder, read.config, read.update, read.observation, read.used, played, training, read.files, sealed
     )
 
 

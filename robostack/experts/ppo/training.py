@@ -32,8 +32,7 @@ from robostack.experts.ppo.checkpoint import (
     RUN_FILE,
     ExpertCheckpoint,
     ExpertError,
-    Resumed,
-    Training,
+    ExpertTraining,
     resume_command,
 )
 from robostack.experts.ppo.config import CHECKPOINTS, EXPERT_FILE, ExpertConfig, level_of
@@ -91,8 +90,7 @@ def train(
     go_on = f"{resume_command(config.out)} goes on with it, or choose another folder"
     refuse_taken(config.out, go_on if resumable else "choose another folder, or remove it first")
     level_of(config.env)
-    now = describe_run()
-    training = Training(0.0, 0.0, now["command"], now["commit"], now["date"], now["machine"])
+    training = ExpertTraining(cpu_s=0.0, time_s=0.0, **describe_run())
     return _run(config, None, training, report, stage)
 
 
@@ -110,8 +108,7 @@ def resume(
     checkpoint = begun or ExpertCheckpoint.read(run)
     if checkpoint.path == run and begun is None:
         raise ExpertError(f"{run} is a checkpoint: name the folder of its run")
-    resumed = (*checkpoint.training.resumed, Resumed(checkpoint.update, **describe_run()))
-    training = replace(checkpoint.training, resumed=resumed)
+    training = checkpoint.training.goes_on(checkpoint.update)
     return _run(replace(checkpoint.config, out=run), None if begun else checkpoint, training, report, stage)
 
 
@@ -133,7 +130,7 @@ def world_of(config: ExpertConfig) -> tuple[Simulation, Start]:
 def _run(
     config: ExpertConfig,
     begun: ExpertCheckpoint | None,
-    training: Training,
+    training: ExpertTraining,
     report: Callable[[Report], None],
     stage: Callable[[int, str], None],
 ) -> Path:
@@ -204,7 +201,7 @@ class _Run:
     config: ExpertConfig
     world: Simulation
     start: Start
-    training: Training
+    training: ExpertTraining
     learner: Learner
     update: int
     saved: int = field(init=False)
