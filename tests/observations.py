@@ -35,7 +35,7 @@ def make_observation(
         text=as_text(text),
         images=images,
         present={name: torch.ones(batch, dtype=torch.bool) for name in images},
-        seen=torch.ones(batch, history.length, dtype=torch.bool),
+        valid=torch.ones(batch, history.length, dtype=torch.bool),
         past_actions=torch.randn(batch, history.steps, 3, generator=g),
         returns_to_go=torch.rand(batch, history.length, generator=g) if history.returns else None,
     )
@@ -54,7 +54,7 @@ def rows(observation: Observation, index: slice) -> Observation:
         text=observation.text[index],
         images={name: frames[index] for name, frames in observation.images.items()},
         present={name: has[index] for name, has in observation.present.items()},
-        seen=observation.seen[index],
+        valid=observation.valid[index],
         past_actions=observation.past_actions[index],
         returns_to_go=None if returns is None else returns[index],
     )

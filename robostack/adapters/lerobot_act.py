@@ -36,7 +36,7 @@ def act_from_lerobot(
     dict of its `ACTPolicy`.
 
     Statistics are not in it: LeRobot's processors keep them. Raises ValueError where there is a camera, or an
-    activation that ours has not, and when a tensor is missing or left over.
+    activation that ours does not have, and when a tensor is missing or left over.
     """
     features = {name: feature["shape"][0] for name, feature in config["input_features"].items()}
     if cameras := [name for name in features if name.startswith("observation.image")]:

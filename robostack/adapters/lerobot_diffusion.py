@@ -46,7 +46,7 @@ def diffusion_from_lerobot(
     state dict of its `DiffusionPolicy`.
 
     Statistics are not in it: LeRobot's processors keep them. Raises ValueError where there is a camera or a setting
-    that ours has not, and when tensors are missing, left over or of another shape.
+    that ours does not have, and when tensors are missing, left over or of another shape.
     """
     features = {name: feature["shape"][0] for name, feature in config["input_features"].items()}
     if cameras := [name for name in features if name.startswith("observation.image")]:
@@ -60,12 +60,12 @@ def diffusion_from_lerobot(
         if config[name] != value:
             raise ValueError(f"expected {name} {value!r}, got {config[name]!r}")
     prediction = "noise" if config["prediction_type"] == "epsilon" else "data"
-    looks, ancestral = config["n_obs_steps"], config["noise_scheduler_type"] == "DDPM"
+    obs_steps, ancestral = config["n_obs_steps"], config["noise_scheduler_type"] == "DDPM"
     ours = DiffusionConfig(
-        chunk_len=config["horizon"] - (looks - 1),
+        chunk_len=config["horizon"] - (obs_steps - 1),
         execute_len=config["n_action_steps"],
-        observe_len=looks,
-        predict_past=looks - 1,
+        observe_len=obs_steps,
+        predict_past=obs_steps - 1,
         condition="state",
         network="unet",
         unet=UNetConfig(
@@ -87,7 +87,7 @@ def diffusion_from_lerobot(
     action_dim = config["output_features"]["action"]["shape"][0]
     interface = Interface(state_dim, action_dim, words=1, vocabulary=1, cameras={})
     with torch.device("meta"):
-        net = UNet(ours.unet, action_dim, looks * state_dim)
+        net = UNet(ours.unet, action_dim, obs_steps * state_dim)
     return ours, interface, {f"network.{name}": tensor for name, tensor in _state_dict(net, tensors).items()}
 
 

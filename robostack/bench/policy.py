@@ -75,7 +75,7 @@ class Case:
 
 def bench_policy() -> Iterator[dict[str, Any]]:
     """Measurements with the keys of `robostack bench`; takes about 10 minutes."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler looks for a GPU, and says that there is none
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler obs_steps for a GPU, and says that there is none
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -153,21 +153,21 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def numbers(batch: int, looks: int) -> Observation:
+def numbers(batch: int, obs_steps: int) -> Observation:
     """Random moments of ROBOT + ENVIRONMENT numbers, without text and cameras."""
     return Observation(
-        state=torch.randn(batch, looks, ROBOT + ENVIRONMENT),
+        state=torch.randn(batch, obs_steps, ROBOT + ENVIRONMENT),
         text=Text(torch.zeros(batch, 1, dtype=torch.long), torch.zeros(batch, 1, dtype=torch.bool)),
         images={},
         present={},
-        seen=torch.ones(batch, looks, dtype=torch.bool),
-        past_actions=torch.randn(batch, looks - 1, ACTION),
+        valid=torch.ones(batch, obs_steps, dtype=torch.bool),
+        past_actions=torch.randn(batch, obs_steps - 1, ACTION),
     )
 
 
-def lerobot_numbers(batch: int, looks: int) -> dict[str, Tensor]:
-    """The same for LeRobot; its policies of one look take no axis of looks."""
-    shape = (batch, looks) if looks > 1 else (batch,)
+def lerobot_numbers(batch: int, obs_steps: int) -> dict[str, Tensor]:
+    """The same for LeRobot; its policies of one observation step take no axis for it."""
+    shape = (batch, obs_steps) if obs_steps > 1 else (batch,)
     return {
         "observation.state": torch.randn(*shape, ROBOT),
         "observation.environment_state": torch.randn(*shape, ENVIRONMENT),

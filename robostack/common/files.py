@@ -120,7 +120,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def check_regular(path: Path) -> os.stat_result:
     """Raises FileNotFoundError where there is no file, ValueError for a folder, pipe, socket or device, which to open
-    could block for ever or have effects."""
+    could block forever or have effects."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path} is no regular file: expected a file of the data")

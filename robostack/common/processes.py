@@ -60,7 +60,7 @@ def cores() -> int:
 def _start(start: Callable[..., None], *arguments: Any) -> None:
     # Ctrl-C goes to the whole group: the parent ends its workers, in order and without a traceback from each.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A killed parent can end nobody, and its workers would wait for work for ever.
+    # A killed parent can end nobody, and its workers would wait for work forever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     global _failure
     try:

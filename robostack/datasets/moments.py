@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 @dataclass(frozen=True)
 class History:
-    """What of the past is seen: `length` looks, `stride` control steps apart, the last of them now."""
+    """What of the past is seen: `length` observation steps, `stride` control steps apart, the last of them now."""
 
     length: int = 1
     stride: int = 1
     returns: bool = False
-    """Whether the return-to-go is seen: the sum of the rewards from a look to the end of its episode."""
+    """Whether the return-to-go is seen: the sum of the rewards from an observation step to the end of its episode."""
     actions: bool = True
-    """Whether the actions between the looks are used, as what was done or as what is to be predicted too."""
+    """Whether the actions between the observation steps are used, as what was done or to be predicted too."""
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.stride < 1:
@@ -26,7 +26,7 @@ class History:
 
     @property
     def steps(self) -> int:
-        """Control steps from the first look to the last."""
+        """Control steps from the first observation step to the last."""
         return (self.length - 1) * self.stride
 
 
@@ -35,22 +35,22 @@ class Moments:
     """What is known at B moments, in the units of data and robot."""
 
     observation: Mapping[str, np.ndarray]
-    """(B, looks, *shape) by feature, oldest look first."""
-    seen: Bool[np.ndarray, "batch looks"]
-    """False for a look before the start of its episode, which repeats the first one."""
+    """(B, observation steps, *shape) by feature, oldest first."""
+    valid: Bool[np.ndarray, "batch obs_steps"]
+    """False for a step before the start of its episode, which repeats the first one."""
     past_action: Shaped[np.ndarray, "batch past action_dim"]
-    """The actions run between the first look and the last, `History.steps` of them."""
+    """The actions run between the first observation step and the last, `History.steps` of them."""
     acted: Bool[np.ndarray, "batch past"]
     """False for an action before the start of the episode, which holds the first one."""
-    returns_to_go: Float[np.ndarray, "batch looks"] | None = None
+    returns_to_go: Float[np.ndarray, "batch obs_steps"] | None = None
 
     @staticmethod
     def of(observation: Mapping[str, np.ndarray], action_dim: int = 0) -> Moments:
-        """Single looks (B, *shape) without a past."""
+        """Single observation steps (B, *shape) without a past."""
         batch = len(next(iter(observation.values())))
-        looks = {key: rows[:, None] for key, rows in observation.items()}
+        steps = {key: rows[:, None] for key, rows in observation.items()}
         nothing = np.zeros((batch, 0, action_dim), np.float32)
-        return Moments(looks, np.ones((batch, 1), bool), nothing, np.zeros((batch, 0), bool))
+        return Moments(steps, np.ones((batch, 1), bool), nothing, np.zeros((batch, 0), bool))
 
 
 @dataclass(frozen=True)

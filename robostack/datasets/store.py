@@ -329,7 +329,7 @@ class EpisodeStore:
 
     def relative_statistics(self, chunk_len: int) -> Statistics:
         """Of actions relative to `observation.state` (see `of_relative_actions`) over chunks of `chunk_len` frames: as
-        stored for this length, else measured now. Raises DataError when state and action have not the same entries."""
+        stored for this length, else measured now. Raises DataError when state and action have different entries."""
         if problem := self.why_not_relative():
             raise DataError(problem)
         if self._statistics is not None and chunk_len in (stored := self._stored_statistics()[1]):

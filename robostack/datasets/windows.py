@@ -2,7 +2,7 @@
 
 A window at frame t is what was seen up to frame t and the chunk of actions t .. t + chunk_len − 1. Past the end of its
 episode the last action is repeated and marked as padding; before its start the first observation is repeated and
-marked as not seen.
+marked as not valid.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class WindowSampler:
     ) -> None:
         store.require([*observation_keys, "action"])
         self._frames_a_step = store.fps / (rate or store.fps)
-        # Frames from the present to each look, and to each action of the past and of the chunk.
-        looks = np.arange(1 - history.length, 1) * history.stride
-        self._looks = np.round(looks * self._frames_a_step).astype(np.int64)
+        # Frames from the present to each observation step, and to each action of the past and of the chunk.
+        ages = np.arange(1 - history.length, 1) * history.stride
+        self._seen = np.round(ages * self._frames_a_step).astype(np.int64)
         self._offsets = np.arange(-history.steps, chunk_len) * self._frames_a_step
         self._returns = returns_to_go(store) if history.returns else None
         # Frames from the present to the first and the last of these actions, or to the frame beyond.
@@ -77,8 +77,8 @@ class WindowSampler:
         # A step at another rate is rounded: it counts as outside by more than that.
         acted = steps[:, : self._past] >= first - 1e-6
         is_pad = steps[:, self._past :] > last + 1e-6
-        looks = frames[:, None] + self._looks
-        shown = np.maximum(looks, first)
+        seen = frames[:, None] + self._seen
+        shown = np.maximum(seen, first)
         observation = {key: self._at(key, shown) for key in self._keys}
         for key, values in (("action", actions), *observation.items()):
             if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -86,8 +86,8 @@ class WindowSampler:
                 start = max(int(first[row, 0]), int(frames[row]) - self._before)
                 store.read_finite(key, start, min(int(frames[row]) + self._span, store.frames))
         returns = None if self._returns is None else self._returns[shown]
-        seen, task = looks >= first, store.tasks_at(frames)
-        return Windows(observation, seen, past, acted, returns, action=action, is_pad=is_pad, task=task)
+        valid, task = seen >= first, store.tasks_at(frames)
+        return Windows(observation, valid, past, acted, returns, action=action, is_pad=is_pad, task=task)
 
     def _actions(self, frames: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """The actions at all offsets from `frames` (batch, 1), held at the ends of the episode: (batch, steps, dim)."""
@@ -109,8 +109,8 @@ class WindowSampler:
         rows[moved] = taken
         return rows
 
-    def _at(self, key: str, frames: Int[np.ndarray, "batch looks"]) -> np.ndarray:
-        """Rows of a feature, (batch, looks, *shape)."""
+    def _at(self, key: str, frames: Int[np.ndarray, "batch obs_steps"]) -> np.ndarray:
+        """Rows of a feature, (batch, obs_steps, *shape)."""
         rows = self._store.gather(key, frames.ravel())
         return rows.reshape(*frames.shape, *rows.shape[1:])
 

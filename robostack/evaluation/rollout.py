@@ -42,7 +42,7 @@ class Worlds(Protocol):
     ) -> tuple[Mapping[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, Mapping[str, Any]]: ...
 
     def look(self, wanted: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
-        """Those of the observations wanted, key to shape of a row, that there are; rendered only now."""
+        """Those of the wanted observations (key to shape of a row) that the environments give, rendered only now."""
         ...
 
     def picture(self, index: int) -> np.ndarray:

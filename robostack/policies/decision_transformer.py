@@ -27,7 +27,7 @@ from robostack.policies.protocol import AtMost, Interface, Observation, check_le
 
 Head = Literal["l1", "l2", "bins"]
 # Block ids: a token sees its own block and the earlier ones. The task comes first, then three blocks a decision.
-TASK, RETURN, LOOK, ACTIONS, BLOCKS = 0, 1, 2, 3, 3
+TASK, RETURN, OBSERVATION, ACTIONS, BLOCKS = 0, 1, 2, 3, 3
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class DecisionTransformerConfig:
 
     @property
     def history(self) -> History:
-        """A look at every decision of the context."""
+        """An observation step at every decision of the context."""
         return History(self.context, self.execute_len, self.conditioned)
 
 
@@ -115,9 +115,9 @@ class DecisionTransformer(nn.Module):
     ) -> Float[Tensor, ""]:
         """The error at every decision of the context: what was done after the earlier ones is known as well."""
         targets = self._chunks(torch.cat([observation.past_actions, actions], dim=1))
-        # All actions since the first look that was seen were run; a joint that the robot has not counts nowhere.
+        # All actions since the first valid step were run; a joint that the robot does not have counts nowhere.
         past = valid[:, :1].expand(-1, observation.past_actions.shape[1], -1)
-        known = self._chunks(torch.cat([past, valid], dim=1)) & observation.seen[:, :, None, None]
+        known = self._chunks(torch.cat([past, valid], dim=1)) & observation.valid[:, :, None, None]
         remembered = None
         if self.config.hide_actions:
             draw = torch.rand(len(actions), generator=generator, device=actions.device)
@@ -135,9 +135,9 @@ class DecisionTransformer(nn.Module):
     def sample(
         self, observation: Observation, generator: torch.Generator
     ) -> Float[Tensor, "batch chunk_len action_dim"]:
-        """The chunk after the present look; drawn, where the head is of bins."""
+        """The chunk from now on; drawn, where the head is of bins."""
         remembered = torch.full(
-            (len(observation.state),), self.config.hide_actions < 1.0, device=observation.seen.device
+            (len(observation.state),), self.config.hide_actions < 1.0, device=observation.valid.device
         )
         output = self.predict(observation, remembered)[:, -1]
         match self.config.head:
@@ -153,8 +153,8 @@ class DecisionTransformer(nn.Module):
 
     def predict(
         self, observation: Observation, remembered: Bool[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch looks chunk_len action_dim numbers"]:
-        """The head's numbers for each action, at the look of each decision: the action, or the logits of its bins.
+    ) -> Float[Tensor, "batch obs_steps chunk_len action_dim numbers"]:
+        """The head's numbers for each action, at each decision: the action, or the logits of its bins.
         `remembered` is false where the actions of the past are hidden."""
         tokens, valid, blocks = self._tokens(observation)
         if remembered is not None:
@@ -173,8 +173,8 @@ class DecisionTransformer(nn.Module):
     def _tokens(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """Task, then (return-to-go, frames and state, actions) of every decision but for the last one's actions:
         tokens (batch, tokens, width), which of them count, and their blocks (tokens,)."""
-        seen = observation.seen
-        batch, k = seen.shape
+        shown = observation.valid
+        batch, k = shown.shape
         tokens, valid = self.encoder(observation)
         views = self.interface.views
         frames_shape = (batch, views, k, (tokens.shape[1] - k - 1) // (k * max(1, views)))
@@ -191,13 +191,13 @@ class DecisionTransformer(nn.Module):
             F.pad(self.action_in(done), (0, 0, 0, 1))[:, :, None],
         ]
         decided = [
-            seen[..., None],
-            valid[:, k + 1 :].reshape(frames_shape).transpose(1, 2).flatten(2) & seen[..., None],
-            seen[..., None],
-            seen[..., None],
+            shown[..., None],
+            valid[:, k + 1 :].reshape(frames_shape).transpose(1, 2).flatten(2) & shown[..., None],
+            shown[..., None],
+            shown[..., None],
         ]
-        blocks = torch.tensor([RETURN] + [LOOK] * (decisions[1].shape[2] + 1) + [ACTIONS], device=seen.device)
-        blocks = (blocks + BLOCKS * torch.arange(k, device=seen.device)[:, None]).flatten()
+        blocks = torch.tensor([RETURN] + [OBSERVATION] * (decisions[1].shape[2] + 1) + [ACTIONS], device=shown.device)
+        blocks = (blocks + BLOCKS * torch.arange(k, device=shown.device)[:, None]).flatten()
         return (
             torch.cat([tokens[:, k : k + 1], torch.cat(decisions, dim=2).flatten(1, 2)], dim=1)[:, :-1],
             torch.cat([valid[:, k : k + 1], torch.cat(decided, dim=2).flatten(1, 2)], dim=1)[:, :-1],

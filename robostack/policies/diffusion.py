@@ -57,10 +57,10 @@ class DiffusionConfig:
     execute_len: int = AtMost(20)
     """Actions run before the policy looks again."""
     observe_len: int = 1
-    """Looks that are seen, the last of them now."""
+    """Observation steps that are seen, the last of them now."""
     predict_past: int = 0
     """Actions before the present that the network predicts too and `sample` drops; the paper predicts from the first
-    of its looks on, which is observe_len − 1."""
+    of its observation steps on, which is observe_len − 1."""
     condition: Literal["tokens", "state"] = "tokens"
     """What the network is conditioned on: the tokens of `encoder`, or the states alone, without task and cameras."""
     network: Literal["unet", "dit"] = "dit"
@@ -181,10 +181,10 @@ class Diffusion(nn.Module):
 
     def _with_past(self, observation: Observation, actions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Past actions before the chunk. One run before the start of the episode does not count, nor does one of a
-        joint that the robot has not."""
+        joint that the robot does not have."""
         if not (past := self.config.predict_past):
             return actions, valid
-        known = observation.seen[:, -1 - past : -1, None] & valid.any(dim=1, keepdim=True)
+        known = observation.valid[:, -1 - past : -1, None] & valid.any(dim=1, keepdim=True)
         return torch.cat([observation.past_actions[:, -past:], actions], 1), torch.cat([known, valid], 1)
 
 
@@ -216,18 +216,21 @@ class DiT(nn.Module):
 
     def field(self, condition: Float[Tensor, "batch condition"], times: Float[Tensor, " times"]) -> Field:
         """The network under a condition."""
-        seen = self.condition_in(condition)
-        return lambda x, t: self.denoise(x, t, seen)
+        encoded = self.condition_in(condition)
+        return lambda x, t: self.denoise(x, t, encoded)
 
     def denoise(
-        self, x: Float[Tensor, "batch steps channels"], t: Float[Tensor, " batch"], seen: Float[Tensor, "batch width"]
+        self,
+        x: Float[Tensor, "batch steps channels"],
+        t: Float[Tensor, " batch"],
+        encoded: Float[Tensor, "batch width"],
     ) -> Float[Tensor, "batch steps channels"]:
         """The prediction for x under the encoded condition."""
         actions = self.action_in(x.unflatten(1, (-1, self.config.actions_per_token)).flatten(2))
-        tokens = torch.cat([seen[:, None], actions], dim=1)
+        tokens = torch.cat([encoded[:, None], actions], dim=1)
         positions = torch.arange(tokens.shape[1], device=x.device)[None]
         time = self.time_in(step_embedding(self.noising_steps * (1.0 - t) - 1.0, self.config.width))
-        (outputs,), _ = self.transformer([tokens], None, positions, [F.silu(time + seen)[:, None]])
+        (outputs,), _ = self.transformer([tokens], None, positions, [F.silu(time + encoded)[:, None]])
         assert outputs is not None
         return self.action_out(outputs[:, 1:]).unflatten(2, (self.config.actions_per_token, -1)).flatten(1, 2)
 

@@ -1,4 +1,4 @@
-"""How a policy sees: one sequence of tokens for the state, the task, the pictures and the entities of every look.
+"""How a policy sees: one sequence of tokens for the task and for the state, pictures and entities of every step.
 
 All policies take their encoders from `make_image_encoder` and `make_entity_encoder`; all but π0, whose prefix and
 expert have tokens of different widths, take everything from `ObservationEncoder`.
@@ -23,7 +23,7 @@ from robostack.policies.protocol import Interface, Observation
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The image encoders, of which every camera has its own, and that of entities. All give one token a look."""
+    """The image encoders, of which every camera has its own, and that of entities. All give one token per step."""
 
     vision: Literal["keypoints", "vit"] = "keypoints"
     """A ConvNet with spatial softmax, or a vision transformer that is read in the same way."""
@@ -123,49 +123,49 @@ def make_entity_encoder(config: EncoderConfig, interface: Interface, width: int)
 
 
 class ObservationEncoder(nn.Module):
-    """Tokens, in this order: the state at each look, oldest first; the task; of each camera, each look's picture; the
-    entities at each look.
+    """Tokens, in this order: the state at each observation step, oldest first; the task; of each camera, the picture at
+    each step; the entities at each step.
 
-    Each look has an embedding of its own that is added to its tokens, so that a reader need not know the order.
+    Each step has an embedding that is added to its tokens, so that a reader need not know the order.
     """
 
-    def __init__(self, config: EncoderConfig, interface: Interface, looks: int, width: int) -> None:
+    def __init__(self, config: EncoderConfig, interface: Interface, obs_steps: int, width: int) -> None:
         super().__init__()
         self.cameras = make_image_encoders(config, interface, width)
         self._names = tuple(interface.cameras)
         self.entities = make_entity_encoder(config, interface, width)
         self.state_in = nn.Sequential(nn.Linear(interface.state_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.word = nn.Embedding(interface.vocabulary, width)
-        self.look = nn.Parameter(0.02 * torch.randn(looks, width))
+        self.look = nn.Parameter(0.02 * torch.randn(obs_steps, width))
         views = [*map(_encoder, self.cameras.values()), *([] if self.entities is None else [self.entities])]
-        self.tokens = looks + 1 + looks * sum(view.tokens for view in views)
+        self.tokens = obs_steps + 1 + obs_steps * sum(view.tokens for view in views)
         """How many tokens there are."""
 
     def forward(
         self, observation: Observation
     ) -> tuple[Float[Tensor, "batch tokens width"], Bool[Tensor, "batch tokens"]]:
-        """The tokens, and which of them count.
+        """The tokens, and which of them are valid.
 
-        A camera that the robot has not, and a task without words, give zeros that don't count. A look before the
-        episode's start doesn't count either, but holds what the observation repeats there: a reader that takes no
+        A camera that the robot does not have, and a task without words, give zeros that are not valid. A step before
+        the episode's start is not valid either, but holds what the observation repeats there: a reader that takes no
         mask sees a robot at rest.
         """
-        batch, looks = observation.seen.shape
+        batch, steps = observation.valid.shape
         words = observation.text.valid
         told = words.sum(1, keepdim=True)
         task = (self.word(observation.text.ids) * words[..., None]).sum(1) / told.clamp(min=1)
-        tokens, valid = [self.state_in(observation.state) + self.look, task[:, None]], [observation.seen, told > 0]
+        tokens, valid = [self.state_in(observation.state) + self.look, task[:, None]], [observation.valid, told > 0]
         for name, module in zip(self._names, self.cameras.values(), strict=True):
             encoder, present = _encoder(module), observation.present[name][:, None]
-            seen = encoder(observation.images[name].flatten(0, 1)).unflatten(0, (batch, looks))
-            seen = (seen + self.look[:, None]).flatten(1, 2)
-            tokens.append(seen.masked_fill(~present[..., None], 0.0))
-            valid.append((present & observation.seen).repeat_interleave(encoder.tokens, dim=1))
+            features = encoder(observation.images[name].flatten(0, 1)).unflatten(0, (batch, steps))
+            features = (features + self.look[:, None]).flatten(1, 2)
+            tokens.append(features.masked_fill(~present[..., None], 0.0))
+            valid.append((present & observation.valid).repeat_interleave(encoder.tokens, dim=1))
         if self.entities is not None:
             assert observation.entities is not None
-            seen = self.entities(observation.entities.flatten(0, 1)).unflatten(0, (batch, looks))
-            tokens.append((seen + self.look[:, None]).flatten(1, 2))
-            valid.append(observation.seen)
+            features = self.entities(observation.entities.flatten(0, 1)).unflatten(0, (batch, steps))
+            tokens.append((features + self.look[:, None]).flatten(1, 2))
+            valid.append(observation.valid)
         return torch.cat(tokens, dim=1), torch.cat(valid, dim=1)
 
 

@@ -175,7 +175,7 @@ class Pi0(nn.Module):
         if self.entities is not None:
             assert observation.entities is not None
             tokens.append(self.entities(observation.entities[:, -1]))
-            seen.append(observation.seen[:, -1:])
+            seen.append(observation.valid[:, -1:])
         valid = torch.cat([*seen, text.valid], dim=1)
         tokens = torch.cat([*tokens, self.word(text.ids)], dim=1)
         blocks = torch.full((tokens.shape[1],), PREFIX, device=tokens.device)

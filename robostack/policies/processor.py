@@ -156,18 +156,18 @@ class Processor:
 
         Raises DataError for a missing key, a wrong shape or values that are not finite.
         """
-        known, (batch, looks) = self.robots[robot], moments.seen.shape
-        states = [] if self.state else [np.zeros((batch, looks, self._state_dim), np.float32)]
+        known, (batch, steps) = self.robots[robot], moments.valid.shape
+        states = [] if self.state else [np.zeros((batch, steps, self._state_dim), np.float32)]
         for key, size in self.state.items():
             if key not in known.places:
-                states.append(np.zeros((batch, looks, size), np.float32))
+                states.append(np.zeros((batch, steps, size), np.float32))
                 continue
-            rows = self._checked(moments, key, (batch, looks, len(known.places[key]))).astype(np.float32, copy=False)
+            rows = self._checked(moments, key, (batch, steps, len(known.places[key]))).astype(np.float32, copy=False)
             unit = self._normalizers[robot][key].forward(rows)
             states.append(_spread(unit, known.places[key], size))
         images, present = {}, {}
         for name, size in self.cameras.items():
-            shape = (batch, looks, *size, 1 if name in self.depth else 3)
+            shape = (batch, steps, *size, 1 if name in self.depth else 3)
             if name not in known.cameras:
                 images[name] = np.zeros(shape, np.float32 if name in self.depth else np.uint8)
             elif name in known.depth:
@@ -183,7 +183,7 @@ class Processor:
             text=Text(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device)),
             images={name: torch.from_numpy(frames).to(device) for name, frames in images.items()},
             present=present,
-            seen=torch.from_numpy(moments.seen).to(device),
+            valid=torch.from_numpy(moments.valid).to(device),
             past_actions=past * torch.from_numpy(moments.acted).to(device)[..., None],
             returns_to_go=self._scaled_returns(moments, device),
             entities=self._placed_entities(moments, device),
@@ -213,12 +213,12 @@ class Processor:
     def _placed_entities(self, moments: Moments, device: torch.device | str) -> Tensor | None:
         if self.entities is None:
             return None
-        came, (most, features) = moments.observation.get(ENTITIES, np.zeros(0)).shape, self.entities
-        places = came[2] if len(came) == 4 else 0
-        rows = self._checked(moments, ENTITIES, (*moments.seen.shape, places, features))
+        got, (most, features) = moments.observation.get(ENTITIES, np.zeros(0)).shape, self.entities
+        places = got[2] if len(got) == 4 else 0
+        rows = self._checked(moments, ENTITIES, (*moments.valid.shape, places, features))
         if places > most:
             raise DataError(f"{ENTITIES}: the policy knows worlds of up to {most} entities, got {places}")
-        placed = np.zeros((*moments.seen.shape, most, features), np.float32)
+        placed = np.zeros((*moments.valid.shape, most, features), np.float32)
         placed[:, :, :places] = rows
         return torch.from_numpy(placed).to(device)
 
@@ -235,14 +235,14 @@ class Processor:
         """Windows of several robots, (robot, windows, task texts) each, as one batch: what the policy sees, the actions
         it should find, and which of these numbers are valid: those before the end of their episode, of joints that the
         robot has."""
-        seen = [self.observe(windows, texts, robot, device) for robot, windows, texts in parts]
+        observations = [self.observe(windows, texts, robot, device) for robot, windows, texts in parts]
         actions = [self.normalize_actions(windows.action, windows, robot, device) for robot, windows, _ in parts]
         valid = []
         for robot, windows, _ in parts:
             has = torch.zeros(self.action_dim, dtype=torch.bool)
             has[list(self.robots[robot].places["action"])] = True
             valid.append((~torch.from_numpy(windows.is_pad)[..., None] & has).to(device))
-        return Observation.concatenate(seen), torch.cat(actions), torch.cat(valid)
+        return Observation.concatenate(observations), torch.cat(actions), torch.cat(valid)
 
     def normalize_actions(
         self,
@@ -264,13 +264,13 @@ class Processor:
         return self._normalizers[robot]["action"].inverse(unit) + self._reference(moments, robot)
 
     def _reference(self, moments: Moments, robot: str) -> np.ndarray:
-        """What actions are relative to, the state at the last look: (batch, 1, entries) or 0."""
+        """What actions are relative to, the state now: (batch, 1, entries) or 0."""
         relative = self.robots[robot].relative
         if not any(relative):
             return np.zeros((), np.float32)
         if STATE not in moments.observation:
             raise DataError(f"relative actions need {STATE}, got only {', '.join(moments.observation)}")
-        now = moments.observation[STATE][:, -1:].reshape(len(moments.seen), 1, -1).astype(np.float32, copy=False)
+        now = moments.observation[STATE][:, -1:].reshape(len(moments.valid), 1, -1).astype(np.float32, copy=False)
         return now * np.asarray(relative, np.float32)
 
 

@@ -37,23 +37,25 @@ class Observation:
     """What a policy sees, for a batch of B moments. Numbers are normalised, colours are as the camera gave them, and
     depth is z / (1 + z) with z in metres, 0 where nothing was measured.
 
-    A moment has several looks, oldest first and the present last, as the policy's `History` asks; most have one.
+    A moment has several observation steps, oldest first, as the policy's `History` asks; most have one, the present.
     """
 
-    state: Float[Tensor, "batch looks state_dim"]
+    state: Float[Tensor, "batch obs_steps state_dim"]
     text: Text
     """What to do."""
-    images: Mapping[str, UInt8[Tensor, "batch looks height width 3"] | Float[Tensor, "batch looks height width 1"]]
+    images: Mapping[
+        str, UInt8[Tensor, "batch obs_steps height width 3"] | Float[Tensor, "batch obs_steps height width 1"]
+    ]
     """Camera name to frames."""
     present: Mapping[str, Bool[Tensor, " batch"]]
-    """Camera name to whether the robot has it; where it has not, the frame is black and must not be looked at."""
-    seen: Bool[Tensor, "batch looks"]
-    """False for a look before the start of the episode, which repeats the first one."""
+    """Camera name to whether the robot has it; where it does not, the frame is black and must not be looked at."""
+    valid: Bool[Tensor, "batch obs_steps"]
+    """False for a step before the start of the episode, which repeats the first one."""
     past_actions: Float[Tensor, "batch past action_dim"]
-    """The actions run between the first look and the present; zero before the start of the episode."""
-    returns_to_go: Float[Tensor, "batch looks"] | None = None
+    """The actions run between the first observation step and the present; zero before the start of the episode."""
+    returns_to_go: Float[Tensor, "batch obs_steps"] | None = None
     """What is still to be earned, in parts of the largest return of the training data; for a `History` that asks."""
-    entities: Float[Tensor, "batch looks places features"] | None = None
+    entities: Float[Tensor, "batch obs_steps places features"] | None = None
     """What a world is made of, in any order: a row of numbers each, of which the first is 1; not normalised. Rows of
     zeros are empty places."""
 
@@ -69,7 +71,7 @@ class Observation:
             text=Text(torch.cat([part.text.ids for part in parts]), torch.cat([part.text.valid for part in parts])),
             images={name: torch.cat([part.images[name] for part in parts]) for name in parts[0].images},
             present={name: torch.cat([part.present[name] for part in parts]) for name in parts[0].present},
-            seen=torch.cat([part.seen for part in parts]),
+            valid=torch.cat([part.valid for part in parts]),
             past_actions=torch.cat([part.past_actions for part in parts]),
             returns_to_go=torch.cat(returns) if returns else None,
             entities=torch.cat(entities) if entities else None,
@@ -105,8 +107,8 @@ class Interface:
 
 @runtime_checkable
 class PolicyConfig(Protocol):
-    """Architecture only. `chunk_len` actions are predicted, `execute_len` of them are run before the next look, and
-    `history` says how far back the policy looks."""
+    """Architecture only. `chunk_len` actions are predicted, `execute_len` of them are run before it observes
+    again, and `history` says how far back it looks."""
 
     @property
     def chunk_len(self) -> int: ...
@@ -162,7 +164,7 @@ class Policy(Protocol):
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         """The training loss over the valid numbers: the others lie past the end of their episode, or belong to a
-        joint that the robot has not."""
+        joint that the robot does not have."""
         ...
 
     def sample(

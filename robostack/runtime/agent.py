@@ -77,8 +77,8 @@ class Agent:
     def _forget(self) -> None:
         self.latencies_ms: list[float] = []
         """Of this episode: the time of each chunk, of all rows together."""
-        self._looks: dict[int, tuple[Mapping[str, np.ndarray], np.ndarray]] = {}
-        """Control step to what was seen then and what was still to be earned, a row an episode."""
+        self._observed: dict[int, tuple[Mapping[str, np.ndarray], np.ndarray]] = {}
+        """Control step to what was seen then and what was still to be earned, one row per episode."""
         self._actions: deque[np.ndarray] = deque(maxlen=self._history.steps)
         """As many of the last as a chunk is told of."""
         self._step = 0
@@ -105,24 +105,24 @@ class Agent:
         An observation costs a picture of every camera: only what a chunk is made from is asked for.
         """
         ages = (ago * self._history.stride for ago in range(self._history.length))
-        return self._shapes if self._scheduler.wants_look(ages) else {}
+        return self._shapes if self._scheduler.wants_observation(ages) else {}
 
     @torch.inference_mode()
     def act(
         self, observation: Mapping[str, np.ndarray], rewards: Float[np.ndarray, " rows"] | None = None
     ) -> Float[np.ndarray, "rows action_dim"]:
-        """Actions of this control step, in the robot's units. `observation` holds what is `wanted`, a row an episode;
-        `rewards` are those of the last step, for a policy that is conditioned on the return."""
+        """Actions of this control step, in the robot's units. `observation` holds what is `wanted`, one row per
+        episode; `rewards` are those of the last step, for a policy that is conditioned on the return."""
         step = self._step
         if rewards is not None:
             self._returned = self._returned + rewards
         if self.wanted:
-            self._looks[step] = observation, (self._target or 0.0) - self._returned
+            self._observed[step] = observation, (self._target or 0.0) - self._returned
         if self._scheduler.due:
             begun = self._clock()
             moments = self._moments(step)
-            seen = self._processor.observe(moments, self._tasks, self._robot, self._device)
-            chunk = self._sampler(self.policy, seen, self._generator)
+            batch = self._processor.observe(moments, self._tasks, self._robot, self._device)
+            chunk = self._sampler(self.policy, batch, self._generator)
             self._scheduler.put(self._processor.denormalize_actions(chunk, moments, self._robot).swapaxes(0, 1))
             self.latencies_ms.append(1000.0 * (self._clock() - begun))
         action = self._scheduler.next()
@@ -134,17 +134,17 @@ class Agent:
         """What is known at `step`, as the windows of training show it."""
         length, stride, past = self._history.length, self._history.stride, self._history.steps
         steps = [step - ago * stride for ago in reversed(range(length))]
-        looks = [self._looks[max(0, s)] for s in steps]
-        self._looks = {s: seen for s, seen in self._looks.items() if s > step - past or s == 0}
+        observed = [self._observed[max(0, s)] for s in steps]
+        self._observed = {s: kept for s, kept in self._observed.items() if s > step - past or s == 0}
         rows, entries = len(self._tasks), len(self._processor.robots[self._robot].places["action"])
         actions = np.zeros((rows, past, entries), np.float32)
         known = list(self._actions)
         if known:
             actions[:, past - len(known) :] = np.stack(known, axis=1)
         return Moments(
-            observation={key: np.stack([seen[key] for seen, _ in looks], axis=1) for key in looks[0][0]},
-            seen=np.array([[s >= 0 for s in steps]] * rows),
+            observation={key: np.stack([rows[key] for rows, _ in observed], axis=1) for key in observed[0][0]},
+            valid=np.array([[s >= 0 for s in steps]] * rows),
             past_action=actions,
             acted=np.array([np.arange(past) >= past - len(known)] * rows),
-            returns_to_go=np.stack([to_go for _, to_go in looks], axis=1).astype(np.float32),
+            returns_to_go=np.stack([to_go for _, to_go in observed], axis=1).astype(np.float32),
         )

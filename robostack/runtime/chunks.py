@@ -57,7 +57,7 @@ class ChunkScheduler:
         """Whether a new chunk is wanted before the next action."""
         return self._step - self._begun >= self._execute_len
 
-    def wants_look(self, ages: Iterable[int]) -> bool:
+    def wants_observation(self, ages: Iterable[int]) -> bool:
         """Whether some chunk will be made from what is seen at this step, if each is made from the observations of
         `ages` steps before it, 0 for the step itself. Call it before `put`."""
         next_due = max(self._step, self._begun + self._execute_len)

@@ -1,8 +1,8 @@
 """Training observations as they might also have been: with noise on the state, pictures moved by some pixels and in
 other colours.
 
-All draws are per sample of the batch. The looks of one sample are moved and coloured alike, so that what moves
-between them is what moved before the camera.
+All draws are per sample of the batch. The steps of one sample are moved and coloured alike, so that what moves between
+them is what moved before the camera.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ def augment(observation: Observation, augmentation: Augmentation, generator: tor
 
 
 def random_shift(
-    images: Shaped[Tensor, "batch looks height width channels"], pixels: int, generator: torch.Generator
-) -> Shaped[Tensor, "batch looks height width channels"]:
+    images: Shaped[Tensor, "batch obs_steps height width channels"], pixels: int, generator: torch.Generator
+) -> Shaped[Tensor, "batch obs_steps height width channels"]:
     """Each sample moved by a whole number of pixels, −pixels..pixels both down and to the right; what comes in from
     outside repeats the edge (DrQ, arXiv 2004.13649, section 3.1)."""
     if pixels == 0:
         return images
-    batch, looks, height, width, channels = images.shape
+    batch, steps, height, width, channels = images.shape
     device = images.device
     down, right = torch.randint(-pixels, pixels + 1, (2, batch, 1), generator=generator, device=device)
     rows = (torch.arange(height, device=device) - down).clamp(0, height - 1)
     columns = (torch.arange(width, device=device) - right).clamp(0, width - 1)
     # Rows are copied whole and only the columns are gathered byte by byte: a third less time than by pixel.
-    first = torch.arange(0, batch * looks * height, height, device=device).view(batch, looks, 1)
+    first = torch.arange(0, batch * steps * height, height, device=device).view(batch, steps, 1)
     lines = images.reshape(-1, width * channels).index_select(0, (first + rows[:, None]).flatten())
     entries = (columns[:, :, None] * channels + torch.arange(channels, device=device)).flatten(1)[:, None]
-    lines = lines.view(batch, looks * height, width * channels)
-    return lines.gather(2, entries.expand(-1, looks * height, -1)).view_as(images)
+    lines = lines.view(batch, steps * height, width * channels)
+    return lines.gather(2, entries.expand(-1, steps * height, -1)).view_as(images)
 
 
 def jitter_colour(
-    images: UInt8[Tensor, "batch looks height width 3"], strength: float, generator: torch.Generator
-) -> UInt8[Tensor, "batch looks height width 3"]:
+    images: UInt8[Tensor, "batch obs_steps height width 3"], strength: float, generator: torch.Generator
+) -> UInt8[Tensor, "batch obs_steps height width 3"]:
     """Each sample in other colours: brightness b, contrast c and saturation s drawn from 1 − strength..1 + strength.
 
     With g the luma of a pixel and ḡ its mean over the sample, a pixel x becomes b (ḡ + c (g + s (x − g) − ḡ)), in

@@ -49,7 +49,7 @@ def prepare(
     """
     if scaling.relative_actions and history.actions and history.steps:
         raise DataError(
-            f"relative actions are relative to the last look, and this policy uses the {history.steps} actions "
+            f"relative actions are relative to the state now, and this policy uses the {history.steps} actions "
             "before it too: leave --scaling.relative-actions out, or use no past (decision_transformer: "
             "--policy.context 1; diffusion: --policy.predict-past 0)"
         )

@@ -73,7 +73,7 @@ def moments(batch: int) -> tuple[dict[str, torch.Tensor], Observation, torch.Ten
         text=as_text(torch.zeros(batch, 1, dtype=torch.int64)),
         images={},
         present={},
-        seen=torch.ones(batch, 1, dtype=torch.bool),
+        valid=torch.ones(batch, 1, dtype=torch.bool),
         past_actions=torch.zeros(batch, 0, 4),
     )
     return theirs, observation, ~padded[..., None].expand(-1, -1, 4)

@@ -63,7 +63,7 @@ def moments(batch: int, looks: int = 2) -> tuple[dict[str, torch.Tensor], Observ
         text=as_text(torch.zeros(batch, 1, dtype=torch.long)),
         images={},
         present={},
-        seen=torch.ones(batch, looks, dtype=torch.bool),
+        valid=torch.ones(batch, looks, dtype=torch.bool),
         past_actions=torch.randn(batch, looks - 1, 4, generator=g),
     )
     return theirs, observation

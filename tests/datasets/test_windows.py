@@ -102,12 +102,12 @@ def test_a_history_is_what_looking_back_one_by_one_gives(tmp_path: Path) -> None
     episodes = write(tmp_path / "data", [9, 4, 7])
     sampler = WindowSampler(EpisodeStore(tmp_path / "data"), KEYS, chunk_len=5, history=History(length=3, stride=2))
     windows = sampler.gather(np.arange(len(sampler)))
-    assert windows.past_action.shape == (20, 4, 2) and windows.seen.shape == (20, 3)
+    assert windows.past_action.shape == (20, 4, 2) and windows.valid.shape == (20, 3)
     row = 0
     for episode in episodes:
         for t in range(len(episode["action"])):
             looks, past = np.array([t - 4, t - 2, t]), np.arange(t - 4, t)
-            assert np.array_equal(windows.seen[row], looks >= 0) and np.array_equal(windows.acted[row], past >= 0)
+            assert np.array_equal(windows.valid[row], looks >= 0) and np.array_equal(windows.acted[row], past >= 0)
             for key in KEYS:
                 assert np.array_equal(windows.observation[key][row], episode[key][np.maximum(looks, 0)])
             assert np.array_equal(windows.past_action[row], episode["action"][np.maximum(past, 0)])

@@ -118,7 +118,7 @@ def test_a_policy_is_shown_what_a_recording_shows(tmp_path: Path, monkeypatch: p
     shown = saved.processor.observe(windows, [worlds.task] * len(decisions), robot)
     seen = Observation.concatenate(actor.agent.policy.shown)
     assert len(episode.latencies_ms) == len(decisions)
-    assert torch.equal(seen.state, shown.state) and torch.equal(seen.seen, shown.seen)
+    assert torch.equal(seen.state, shown.state) and torch.equal(seen.valid, shown.valid)
     assert torch.equal(seen.images["top_zoom"], shown.images["top_zoom"])
     torch.testing.assert_close(seen.past_actions, shown.past_actions)
     assert seen.returns_to_go is not None and shown.returns_to_go is not None

@@ -70,7 +70,7 @@ def test_the_loss_is_the_mean_error_and_the_weighed_divergence() -> None:
     policy, observation = make_policy(), make_observation(4)
     actions, valid = torch.randn(4, 6, 3), everything(4)
     valid[1, 4:] = False
-    valid[2, :, 1] = False  # a joint that this robot has not
+    valid[2, :, 1] = False  # a joint that this robot does not have
     mean, log_variance = policy.posterior(observation.state[:, 0], actions, valid.any(-1))
     deviation = (log_variance / 2).exp()
     latent = mean + deviation * torch.randn(4, 4, generator=seeded())

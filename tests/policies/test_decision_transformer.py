@@ -82,7 +82,7 @@ def test_a_decision_sees_nothing_that_comes_after_it(cameras: Cameras) -> None:
 def test_what_lies_before_the_start_of_the_episode_changes_nothing() -> None:
     policy, observation = make_policy(), make_observation(2, history=SMALL.history)
     seen = torch.tensor([[False, True, True], [False, False, True]])
-    observation = dataclasses.replace(observation, seen=seen)
+    observation = dataclasses.replace(observation, valid=seen)
     assert observation.returns_to_go is not None
     other = dataclasses.replace(
         observation,
@@ -100,10 +100,10 @@ def test_what_lies_before_the_start_of_the_episode_changes_nothing() -> None:
 def test_the_loss_is_that_of_every_decision_and_of_what_counts(head: Head) -> None:
     config = dataclasses.replace(SMALL, head=head)
     policy, observation = make_policy(config), make_observation(2, history=config.history)
-    observation = dataclasses.replace(observation, seen=torch.tensor([[True, True, True], [False, True, True]]))
+    observation = dataclasses.replace(observation, valid=torch.tensor([[True, True, True], [False, True, True]]))
     actions, valid = torch.randn(2, 4, 3), torch.ones(2, 4, 3, dtype=torch.bool)
     valid[0, 1:] = False  # the episode ends
-    valid[1, :, 1] = False  # a joint that this robot has not
+    valid[1, :, 1] = False  # a joint that this robot does not have
     steps = torch.cat([observation.past_actions, actions], dim=1)
     known = torch.cat([valid[:, :1].expand(-1, 4, -1), valid], dim=1)
     output, errors = policy.predict(observation), []

@@ -74,7 +74,7 @@ def test_padded_actions_do_not_count(config: DiffusionConfig) -> None:
     policy, observation = make_policy(config), make_observation(4)
     actions, valid = torch.randn(4, 8, 3), torch.ones(4, 8, 3, dtype=torch.bool)
     valid[1, 4:] = False
-    valid[2, :, 1] = False  # a joint that this robot has not
+    valid[2, :, 1] = False  # a joint that this robot does not have
     loss = policy.loss(observation, actions, valid, seeded())
     noise = torch.randn(actions.shape, generator=(g := seeded()))
     t = torch.randint(100, (4,), generator=g) / 100
@@ -86,7 +86,7 @@ def test_padded_actions_do_not_count(config: DiffusionConfig) -> None:
 def test_past_actions_are_predicted_where_there_were_any(config: DiffusionConfig) -> None:
     config = dataclasses.replace(config, chunk_len=6, observe_len=3, predict_past=2)
     policy, observation = make_policy(config), make_observation(3, history=History(3))
-    observation.seen[0, 0] = False  # one look and one action of the first row lie before the start of its episode
+    observation.valid[0, 0] = False  # one look and one action of the first row lie before the start of its episode
     actions, valid = torch.randn(3, 6, 3), torch.ones(3, 6, 3, dtype=torch.bool)
     valid[1, :, 2] = False
     loss = policy.loss(observation, actions, valid, seeded())

@@ -95,7 +95,7 @@ def test_a_camera_that_the_robot_has_not_is_zero_does_not_count_and_has_no_gradi
 def test_looks_before_the_episode_do_not_count_and_show_what_is_repeated_there() -> None:
     encoder, observation = make_encoder(), observe()
     seen = torch.tensor([[False, True]] * 2 + [[True, True]] * 2)
-    tokens, valid = encoder(dataclasses.replace(observation, seen=seen))
+    tokens, valid = encoder(dataclasses.replace(observation, valid=seen))
     assert valid[:2].tolist() == [[False, True, True, False, True, False, True]] * 2 and valid[2:].all()
     assert torch.equal(tokens, encoder(observation)[0])
 

@@ -76,7 +76,7 @@ def test_numbers_that_do_not_count_are_not_seen() -> None:
     policy, observation = make_policy(), make_observation(4)
     actions, valid = torch.randn(4, 6, 3), everything(4)
     valid[:2, 4:] = False
-    valid[2, :, 1] = False  # a joint that this robot has not
+    valid[2, :, 1] = False  # a joint that this robot does not have
     other = torch.where(valid, actions, actions + 1.0)
     losses = [policy.loss(observation, given, valid, seeded()) for given in (actions, other)]
     torch.testing.assert_close(*losses)

@@ -29,7 +29,7 @@ def observed(batch: int, looks: int, past: int, returns: bool) -> Observation:
         text=as_text(torch.randint(1, 9, (batch, 4), generator=g)),
         images={},
         present={},
-        seen=torch.ones(batch, looks, dtype=torch.bool),
+        valid=torch.ones(batch, looks, dtype=torch.bool),
         past_actions=torch.zeros(batch, past, 3),
         returns_to_go=torch.ones(batch, looks) if returns else None,
         entities=entities,

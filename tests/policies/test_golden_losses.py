@@ -74,7 +74,7 @@ def draw(config: Any, cameras: dict[str, tuple[int, int]], rng: np.random.Genera
         text=as_text(torch.from_numpy(rng.integers(0, 9, (batch, 4)))),
         images=images,
         present={name: torch.ones(batch, dtype=torch.bool) for name in images},
-        seen=seen,
+        valid=seen,
         past_actions=torch.from_numpy(rng.normal(size=(batch, history.steps, 3))),
         returns_to_go=returns,
     )

@@ -94,7 +94,7 @@ def test_padded_actions_do_not_count() -> None:
     policy, observation = make_policy(), make_observation(4)
     actions, valid = torch.randn(4, 6, 3), torch.ones(4, 6, 3, dtype=torch.bool)
     valid[1, 4:] = False
-    valid[2, :, 1] = False  # a joint that this robot has not
+    valid[2, :, 1] = False  # a joint that this robot does not have
     # Two actions share a token and tokens see each other, so padding is input; only its error must not count.
     point = policy.loss(observation, actions, valid, seeded())
     noise = torch.randn(actions.shape, generator=(g := seeded()))

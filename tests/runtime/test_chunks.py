@@ -69,7 +69,7 @@ def test_a_step_without_a_chunk_is_an_error() -> None:
 def test_it_is_looked_at_the_steps_that_a_chunk_is_made_from_and_no_others(execute_len: int, ages: tuple) -> None:
     scheduler, looked, needed = ChunkScheduler(execute_len), set(), set()
     for step in range(30):
-        if scheduler.wants_look(iter(ages)):
+        if scheduler.wants_observation(iter(ages)):
             looked.add(step)
         if scheduler.due:
             needed |= {step - age for age in ages if step >= age}
@@ -81,7 +81,7 @@ def test_it_is_looked_at_the_steps_that_a_chunk_is_made_from_and_no_others(execu
 def test_a_chunk_that_was_late_moves_the_steps_that_are_looked_at() -> None:
     scheduler, asked = ChunkScheduler(3), []
     for step in range(12):
-        asked.append(scheduler.wants_look([0]))
+        asked.append(scheduler.wants_observation([0]))
         if step in (0, 5, 8, 11):  # due at 3, put at 5
             scheduler.put(np.zeros((6, 1)))
         scheduler.next()

@@ -99,7 +99,7 @@ def _moments(observation: dict[str, np.ndarray]) -> Moments:
     batch = len(observation["observation.state"])
     return Moments(
         observation=observation,
-        seen=np.ones((batch, 1), bool),
+        valid=np.ones((batch, 1), bool),
         past_action=np.zeros((batch, 0, 2), np.float32),
         acted=np.zeros((batch, 0), bool),
         returns_to_go=np.zeros((batch, 1), np.float32),

@@ -390,8 +390,8 @@ def _of_one_size(key: str, column: Column, feature: Feature, episode: int) -> Co
 
     def check(shape: Sequence[int], where: str) -> None:
         if tuple(shape) != feature.shape:
-            came, expected = (f"{size[0]}x{size[1]}" for size in (shape, feature.shape))
-            raise FeatureError(key, f"is {came} in {where}, {expected} before: --resize makes all one size")
+            got, expected = (f"{size[0]}x{size[1]}" for size in (shape, feature.shape))
+            raise FeatureError(key, f"is {got} in {where}, {expected} before: --resize makes all one size")
 
     def read() -> Iterator[np.ndarray]:
         for i, frame in enumerate(column.read() if isinstance(column, Frames) else column):

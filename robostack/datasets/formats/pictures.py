@@ -140,8 +140,8 @@ def _decoded(data: bytes, formats: tuple[str, ...] | None) -> tuple[np.ndarray, 
         # Reads the size, not yet the pixels; Pillow's own warning about large ones is our error.
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=formats) as picture:
             if picture.width * picture.height > LARGEST_PICTURE:
-                came = f"{picture.width}×{picture.height}"
-                raise DataError(f"the picture has {came} pixels, more than the {LARGEST_PICTURE:,} allowed")
+                size = f"{picture.width}×{picture.height}"
+                raise DataError(f"the picture has {size} pixels, more than the {LARGEST_PICTURE:,} allowed")
             if picture.mode in ("RGB", "F", *_GRAYS):
                 return np.array(picture), picture.mode
             return np.array(picture.convert("RGBA").convert("RGB")), "RGB"

@@ -10,7 +10,7 @@ A kill therefore loses the episode in flight; a kill in `finish` loses nothing, 
 While `finish` works, the data lies on the disk twice. Pictures pass one at a time, PNGs in row groups of 64 MB.
 
 LeRobot knows neither shape (), which becomes (1,), nor units: they are kept in robostack.json beside. Depth is kept in
-TIFF pictures, as LeRobot does, also where colours are in videos. `timestamp` is written as it came, or as
+TIFF pictures, as LeRobot does, also where colours are in videos. `timestamp` is written as it was given, or as
 frame / fps; a video needs timestamps at the rate, since LeRobot finds frames by them.
 """
 
