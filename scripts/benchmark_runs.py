@@ -35,7 +35,7 @@ from benchmark_pages import (
 
 from robostack.policies.checkpoint import Checkpoint
 from robostack.recipes import Recipe
-from robostack.training.log import read_log
+from robostack.training.log import read_training_log
 
 RUNS = Path("runs")
 SEEDS_EACH = 10_000
@@ -156,7 +156,7 @@ def _train_and_evaluate(run: Run, unclean: bool) -> Record:
         "demonstration_seed": demonstration_seed(recipe.seed),
         "commands": run.commands,
         "steps": recipe.steps,
-        "training_cpu_s": read_log(recipe.run)[-1]["cpu_s"],
+        "training_cpu_s": read_training_log(recipe.run)[-1]["cpu_s"],
         "parameters": sum(parameter.numel() for parameter in Checkpoint.read(recipe.run).build().parameters()),
         **({"unclean": True} if unclean else {}),
         **json.loads((results / "summary.json").read_text()),

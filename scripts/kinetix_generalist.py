@@ -18,7 +18,7 @@ from kinetix_benchmarks import CHUNK, experts, shown
 
 from robostack.policies.checkpoint import Checkpoint
 from robostack.recipes import Recipe
-from robostack.training.log import read_log
+from robostack.training.log import read_training_log
 
 TRAINED = (
     "s-h7_unicycle_left",
@@ -84,7 +84,7 @@ def main() -> None:
             flags = ["--seed", str(FRESH), "--workers", "1", "--videos", "0", "--out", str(results)]
             run_robostack([*made.evaluate_command(), *flags])
         summary = json.loads((results / "summary.json").read_text())
-        training = read_log(run)[-1]
+        training = read_training_log(run)[-1]
         cost = {"steps": training["step"], "training_cpu_s": training["cpu_s"]}
         said = {"unclean": True} if arguments.unclean else {}
         records.append({"level": level, "trained": level in TRAINED, **cost, **said, **summary})

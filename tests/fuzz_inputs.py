@@ -265,11 +265,11 @@ def evaluation_settings() -> Any:
 def _evaluation(path: Path, task: str, more: float) -> None:
     """An evaluation that was interrupted after three of its four episodes."""
     from robostack.evaluation.ledger import Ledger
-    from robostack.evaluation.rollout import Episode
+    from robostack.evaluation.rollout import Outcome
 
     ledger = Ledger(path / "evaluation", evaluation_settings())
     for seed in range(1000, 1003):
-        ledger.append(Episode(seed, True, False, 4, 2, 300, None, 1.5 + more, (1.0, 2.0)))
+        ledger.append(Outcome(seed, True, False, 4, 2, 300, None, 1.5 + more, (1.0, 2.0)))
 
 
 INPUTS: dict[str, Callable[[Path, str, float], None]] = {

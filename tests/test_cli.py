@@ -26,7 +26,7 @@ from robostack.common.files import DiskFullError
 from robostack.common.interrupt import Interrupted, Terminated
 from robostack.datasets.episodes import Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.policies.checkpoint import newest
+from robostack.policies.checkpoint import checkpoint_folder
 
 SMALL = ["--steps", "4", "--batch", "8", "--log-every", "2", "--threads", "1"]
 SMALL += ["--policy.expert-width", "32", "--policy.depth", "1", "--policy.sample-steps", "2"]
@@ -71,7 +71,7 @@ def test_collect_train_eval(demo: Path) -> None:
     assert (trained["run"], trained["step"]) == (f"{demo}/run", 4) and trained["loss"] > 0
     assert (evaluated["env"], evaluated["policy"], evaluated["episodes"]) == ("aloha-transfer-cube", "pi0", 2)
     assert (demo / "run" / "eval-aloha-transfer-cube" / "report.html").is_file()
-    assert newest(demo / "run").name == "step-00000004"
+    assert checkpoint_folder(demo / "run").name == "step-00000004"
 
 
 def test_a_data_set_is_inspected(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,14 +97,14 @@ def test_a_checkpoint_is_inspected(demo: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["inspect", f"{demo}/run"]) == 0
     shown = capsys.readouterr().err
     assert all(text in shown for text in ("pi0", "top_zoom 32×32", "expert_width", "observation.state", "machine"))
-    assert main(["inspect", str(newest(demo / "run")), "--json"]) == 0
+    assert main(["inspect", str(checkpoint_folder(demo / "run")), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    weights = load_file(newest(demo / "run") / "average.safetensors")
+    weights = load_file(checkpoint_folder(demo / "run") / "average.safetensors")
     assert values["parameters"] == sum(tensor.size for tensor in weights.values())
     assert values["step"] == 4 and len(values["statistics"]["action"]["mean"]) == 14
     fails(capsys, ["inspect", f"{demo}/run", "--html", f"{tmp_path}/page.html"], "is a checkpoint")
     broken = tmp_path / "broken"
-    shutil.copytree(newest(demo / "run"), broken)
+    shutil.copytree(checkpoint_folder(demo / "run"), broken)
     (broken / "average.safetensors").write_bytes(b"no")
     fails(capsys, ["inspect", str(broken)], "average.safetensors cannot be read")
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(
     fails(capsys, ["eval", str(run), *env, "--seed", "0"], "demonstrations of seeds 0 to 1")
     fails(capsys, ["train", "pi0", "--resume", f"{tmp_path}/nowhere"], "no checkpoint")
     fails(capsys, ["train", "pi0", "--resume", str(run), "--steps", "9"], "its settings are its own")
-    description = newest(run) / "checkpoint.json"
+    description = checkpoint_folder(run) / "checkpoint.json"
     values = json.loads(description.read_text())
     description.write_text(json.dumps({**values, "policy": "telepathy"}))
     fails(capsys, ["eval", str(run), *env], "holds the policy 'telepathy'")

@@ -53,7 +53,7 @@ class Log:
         self._file.write((json.dumps(asdict(report)) + "\n").encode())
 
 
-def read_log(run: Path, report: type[Any]) -> list[dict[str, Any]]:
+def read_reports(run: Path, report: type[Any]) -> list[dict[str, Any]]:
     """The reports of a run, oldest first; none for a run that logged nothing. A last line that a kill or a full disk
     cut short is dropped.
 

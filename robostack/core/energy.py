@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Energy = Callable[[Tensor], Tensor]
+EnergyFunction = Callable[[Tensor], Tensor]
 """x (*batch, *point) ↦ (*batch,)."""
 Bounds = tuple[Tensor | float, Tensor | float]
 """Lowest and highest value of the entries of a point; a tensor broadcasts with x."""
@@ -23,7 +23,7 @@ Bounds = tuple[Tensor | float, Tensor | float]
 UNBOUNDED: Bounds = (-math.inf, math.inf)
 
 
-def composed(energies: Sequence[Energy], weights: Sequence[float] | None = None) -> Energy:
+def composed(energies: Sequence[EnergyFunction], weights: Sequence[float] | None = None) -> EnergyFunction:
     """Σ_i w_i E_i, the energy of ∏_i p_i^{w_i}. Weights are 1 when none are given; one for each energy."""
     weights = [1.0] * len(energies) if weights is None else list(weights)
     if not energies or len(weights) != len(energies):
@@ -47,7 +47,9 @@ def barrier(excess: Float[Tensor, "*any"], softness: float) -> Float[Tensor, "*a
     return torch.where(over < 1.0, 0.5 * over.square(), over - 0.5)
 
 
-def gradient(energy: Energy, x: Float[Tensor, "*point"], differentiable: bool = False) -> Float[Tensor, "*point"]:
+def gradient(
+    energy: EnergyFunction, x: Float[Tensor, "*point"], differentiable: bool = False
+) -> Float[Tensor, "*point"]:
     """∇E at every point of x, of x's shape. `differentiable`: it can be differentiated in turn, by the weights of E.
 
     Works under torch.no_grad. Under inference_mode it does not: tensors made there have no gradients.
@@ -59,7 +61,7 @@ def gradient(energy: Energy, x: Float[Tensor, "*point"], differentiable: bool = 
 
 
 def langevin(
-    energy: Energy,
+    energy: EnergyFunction,
     x: Float[Tensor, "*point"],
     step_sizes: Iterable[float],
     generator: torch.Generator,
@@ -89,7 +91,7 @@ def polynomial_decay(first: float, last: float, count: int, power: float = 2.0) 
 
 
 def derivative_free(
-    energy: Energy,
+    energy: EnergyFunction,
     candidates: Float[Tensor, "batch samples *point"],
     generator: torch.Generator,
     iterations: int = 3,
@@ -124,7 +126,7 @@ def info_nce(positive: Float[Tensor, " batch"], negatives: Float[Tensor, "batch 
 
 
 def gradient_penalty(
-    energy: Energy, x: Float[Tensor, "*point"], margin: float = 1.0, batch_dims: int = 1
+    energy: EnergyFunction, x: Float[Tensor, "*point"], margin: float = 1.0, batch_dims: int = 1
 ) -> Float[Tensor, ""]:
     """max(0, ‖∇E(x)‖_∞ − margin)², averaged over the points: bounds how steep E gets, and Langevin steps.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from robostack.common.numbers import check_bounds
 from robostack.core.embeddings import step_embedding
 from robostack.core.flow.paths import Field
-from robostack.kernels.conv1d import Layout, conv1d
+from robostack.kernels.conv1d import WeightLayout, conv1d
 from robostack.kernels.group_norm import group_norm
 
 
@@ -72,22 +73,23 @@ class UNet(nn.Module):
         self.config, self.noising_steps = config, noising_steps
         widths, width = config.widths, config.time_width
         self.time_in = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
-        down, up = [], []
+        block, down, up = partial(ResidualBlock, config=config), [], []
         for level, (before, after) in enumerate(zip((channels, *widths[:-1]), widths, strict=True), 1):
             halve = Convolution(after, after, 3, stride=2) if level < len(widths) else nn.Identity()
-            down.append(nn.ModuleList([Block(before, after, config), Block(after, after, config), halve]))
+            down.append(nn.ModuleList([block(before, after), block(after, after), halve]))
         for after, before in zip(widths[-2::-1], widths[:0:-1], strict=True):
             # Beside what comes from below, a block takes what the way down had at this number of steps.
-            up.append(nn.ModuleList([Block(2 * before, after, config), Block(after, after, config), Doubling(after)]))
+            up.append(nn.ModuleList([block(2 * before, after), block(after, after), Doubling(after)]))
         # In the order in which they run, which is that of FiLM's entries.
         self.down = nn.ModuleList(down)
-        self.middle = nn.ModuleList([Block(widths[-1], widths[-1], config) for _ in range(2)])
+        self.middle = nn.ModuleList([block(widths[-1], widths[-1]) for _ in range(2)])
         self.up = nn.ModuleList(up)
         self.last = Convolution(widths[0], widths[0], config.kernel)
         self.last_norm = GroupNorm(8, widths[0])  # eight in the paper's code, whatever the blocks have
         self.out = Convolution(widths[0], channels, 1)
 
-        self.sizes = [size for block in self.modules() if isinstance(block, Block) for size in 2 * [block.width]]
+        blocks = (module for module in self.modules() if isinstance(module, ResidualBlock))
+        self.sizes = [size for block in blocks for size in 2 * [block.width]]
         self.film_time = nn.Linear(width, sum(self.sizes))
         self.film_condition = nn.Linear(condition, sum(self.sizes), bias=False)
 
@@ -134,7 +136,7 @@ class UNet(nn.Module):
         return self.out(features).transpose(0, 1)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two convolutions, each normed and through Mish, with FiLM between them and a way around them."""
 
     def __init__(self, before: int, width: int, config: UNetConfig) -> None:
@@ -166,7 +168,7 @@ class Convolution(nn.Module):
         bound = 1.0 / math.sqrt(kernel * before)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
-        self._layout = Layout()
+        self._layout = WeightLayout()
 
     def forward(self, x: Float[Tensor, "steps batch before"]) -> Float[Tensor, "fewer batch after"]:
         return conv1d(x, self.weight, self.bias, self.stride, self._layout)

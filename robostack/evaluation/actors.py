@@ -11,7 +11,7 @@ import numpy as np
 
 from robostack.experts import Asked, Look, make_expert
 from robostack.runtime.agent import Agent
-from robostack.runtime.chunks import Blend, newest
+from robostack.runtime.chunks import Blend, newest_chunk
 
 
 @runtime_checkable
@@ -53,7 +53,11 @@ class PolicyActor:
 
 
 def load_actor(
-    path: Path, device: str = "cpu", execute_len: int | None = None, blend: Blend = newest, target: float | None = None
+    path: Path,
+    device: str = "cpu",
+    execute_len: int | None = None,
+    blend: Blend = newest_chunk,
+    target: float | None = None,
 ) -> PolicyActor:
     """The policy of the checkpoint or run at `path`; see `Agent`."""
     return PolicyActor(Agent.load(path, device, execute_len=execute_len, blend=blend, target_return=target))

@@ -25,10 +25,10 @@ from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor, load_ac
 from robostack.evaluation.config import REPORT, SCRIPTED, EvalConfig, refuse_finished, results_folder
 from robostack.evaluation.films import film
 from robostack.evaluation.ledger import Cost, Ledger, Settings, to_record
-from robostack.evaluation.rollout import Episode, run_episodes
+from robostack.evaluation.rollout import Outcome, run_episodes
 from robostack.experts import trained_expert
 from robostack.policies.checkpoint import Checkpoint
-from robostack.runtime.chunks import newest, temporal_ensemble
+from robostack.runtime.chunks import newest_chunk, temporal_ensemble
 
 Record = Mapping[str, Any]
 Video = tuple[Path, str, bool]
@@ -44,7 +44,7 @@ class Evaluation:
     """What came out: the summary has the fixed keys of the command line's JSON and more."""
 
     summary: dict[str, Any]
-    episodes: tuple[Episode, ...]
+    episodes: tuple[Outcome, ...]
     folder: Path
 
 
@@ -60,7 +60,7 @@ class _Subject:
 def evaluate(
     run: str,
     config: EvalConfig,
-    report: Callable[[Episode], None] = lambda _: None,
+    report: Callable[[Outcome], None] = lambda _: None,
     told: Callable[[str, int, int], None] = lambda what, done, of: None,
     *,
     write_page: PageWriter,
@@ -133,7 +133,7 @@ def _subject(run: str, config: EvalConfig) -> _Subject:
     checkpoint = Checkpoint.read(run)
     keep_apart(range(config.seed, config.seed + config.episodes), checkpoint.training.data)
     device = str(pick_device(config.device))
-    blend = newest if config.ensemble is None else temporal_ensemble(config.ensemble)
+    blend = newest_chunk if config.ensemble is None else temporal_ensemble(config.ensemble)
     execute_len = checkpoint.config.execute_len if config.execute_len is None else config.execute_len
     settings = replace(
         settings,
@@ -146,7 +146,7 @@ def _subject(run: str, config: EvalConfig) -> _Subject:
 
 
 def _run(
-    config: EvalConfig, make_actor: Callable[[], Actor], ledger: Ledger, report: Callable[[Episode], None]
+    config: EvalConfig, make_actor: Callable[[], Actor], ledger: Ledger, report: Callable[[Outcome], None]
 ) -> float:
     """The episodes that are missing; returns the seconds that they took."""
     begun = time.perf_counter()
@@ -199,7 +199,7 @@ def _refuse_chunk_flags(config: EvalConfig) -> None:
         raise ValueError(f"{', '.join(given)} is for policies, and this is an expert: leave it out")
 
 
-def summarize(env: str, policy: str, seed: int, episodes: Sequence[Episode], highest_stage: int) -> dict[str, Any]:
+def summarize(env: str, policy: str, seed: int, episodes: Sequence[Outcome], highest_stage: int) -> dict[str, Any]:
     """Shares with their 95 % Wilson intervals, how far episodes came, and the latency of a chunk: of all episodes that
     run `together`."""
     count = len(episodes)

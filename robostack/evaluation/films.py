@@ -12,7 +12,7 @@ from robostack.common.files import is_disk_full
 from robostack.common.text import one_line
 from robostack.evaluation.actors import Actor
 from robostack.evaluation.config import EvalConfig
-from robostack.evaluation.rollout import Episode, run_episodes
+from robostack.evaluation.rollout import Outcome, run_episodes
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Film:
 def film(
     config: EvalConfig,
     make_actor: Callable[[], Actor],
-    episodes: Sequence[Episode],
+    episodes: Sequence[Outcome],
     folder: Path,
     told: Callable[[int, int], None],
 ) -> tuple[list[Film], str]:
@@ -45,7 +45,7 @@ def film(
     told(0, len(chosen))
     folder.mkdir(exist_ok=True)
     paths = {episode.seed: folder / f"{episode.seed}.mp4" for episode in chosen}
-    shown: dict[int, Episode] = {}
+    shown: dict[int, Outcome] = {}
     said = ""
     try:
         seeds = range(config.seed, config.seed + config.episodes)
@@ -63,7 +63,7 @@ def film(
     return films, said
 
 
-def choose(episodes: Sequence[Episode], most: int) -> list[Episode]:
+def choose(episodes: Sequence[Outcome], most: int) -> list[Outcome]:
     """At most so many failures, successes that were lost again, and successes that held."""
     failed = [e for e in episodes if not e.success][:most]
     lost = [e for e in episodes if e.success and not e.final][:most]
@@ -71,7 +71,7 @@ def choose(episodes: Sequence[Episode], most: int) -> list[Episode]:
     return [*failed, *lost, *held]
 
 
-def _film(counted: Episode, shown: Episode, path: Path) -> Film:
+def _film(counted: Outcome, shown: Outcome, path: Path) -> Film:
     caption = caption_of(counted)
     if replace(shown, latencies_ms=()) != replace(counted, latencies_ms=()):
         warnings.warn(
@@ -83,12 +83,12 @@ def _film(counted: Episode, shown: Episode, path: Path) -> Film:
     return Film(path, caption, counted.success and counted.final)
 
 
-def caption_of(episode: Episode) -> str:
+def caption_of(episode: Outcome) -> str:
     """What became of a seed, in words."""
     return f"Seed {episode.seed}: {_outcome(episode)}"
 
 
-def _outcome(episode: Episode) -> str:
+def _outcome(episode: Outcome) -> str:
     if episode.diverged_step is not None:
         return f"failed, the simulation diverged at step {episode.diverged_step}"
     if not episode.success:

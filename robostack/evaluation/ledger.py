@@ -25,7 +25,7 @@ from robostack.common.provenance import describe_run
 from robostack.common.serialize import from_json, to_json
 from robostack.common.text import one_line
 from robostack.evaluation.config import EPISODES, SETTINGS, SUMMARY, refuse_finished
-from robostack.evaluation.rollout import Episode
+from robostack.evaluation.rollout import Outcome
 
 _START_OVER = "remove it, or choose another with --out"
 
@@ -70,7 +70,7 @@ class Ledger:
         """
         self.folder, self.settings = folder, settings
         self.begun: Mapping[str, Any] = describe_run()
-        self.episodes: list[Episode] = []
+        self.episodes: list[Outcome] = []
         refuse_finished(folder)
         self._made = not folder.exists()
         if (folder / SETTINGS).exists():
@@ -95,7 +95,7 @@ class Ledger:
         first = self.settings.seed
         return set(range(first, first + self.settings.episodes)) - {episode.seed for episode in self.episodes}
 
-    def append(self, episode: Episode) -> None:
+    def append(self, episode: Outcome) -> None:
         """Puts an episode that has just ended on disk. Raises DiskFullError."""
         record = to_record(episode)
         with self.room(), (self.folder / EPISODES).open("a") as file:
@@ -168,10 +168,10 @@ class Ledger:
         if self.summarized and self.missing:
             raise ValueError(f"{self.folder} has a summary and lacks {len(self.missing)} episodes: {_START_OVER}")
 
-    def _read_episodes(self) -> list[Episode]:
+    def _read_episodes(self) -> list[Outcome]:
         path = self.folder / EPISODES
         *lines, _ = read_text(path).split("\n")  # a kill may have cut the last one short
-        episodes: dict[int, Episode] = {}
+        episodes: dict[int, Outcome] = {}
         for number, line in enumerate(lines, 1):
             try:
                 episode = from_record(json.loads(line))
@@ -180,7 +180,7 @@ class Ledger:
             episodes.setdefault(episode.seed, episode)
         return list(episodes.values())
 
-    def _write(self, episodes: list[Episode]) -> None:
+    def _write(self, episodes: list[Outcome]) -> None:
         lines = [json.dumps(to_record(episode)) + "\n" for episode in episodes]
         write_file(self.folder / EPISODES, "".join(lines))
 
@@ -189,7 +189,7 @@ def _shown(value: Any) -> str:
     return one_line(ValueError(value), longest=60)
 
 
-def to_record(episode: Episode) -> dict[str, Any]:
+def to_record(episode: Outcome) -> dict[str, Any]:
     """An episode as a line of episodes.jsonl."""
     latencies = [round(latency, 3) for latency in episode.latencies_ms]
     median = round(float(np.median(latencies)), 2) if latencies else None
@@ -201,8 +201,8 @@ def to_record(episode: Episode) -> dict[str, Any]:
     }
 
 
-def from_record(record: Mapping[str, Any]) -> Episode:
+def from_record(record: Mapping[str, Any]) -> Outcome:
     """Undoes `to_record`. Raises ValueError, KeyError or TypeError where it is none."""
     values = dict(record)
     del values["chunks"], values["latency_ms_p50"]
-    return from_json(Episode, values)
+    return from_json(Outcome, values)

@@ -53,7 +53,7 @@ class Worlds(Protocol):
 
 
 @dataclass(frozen=True)
-class Episode:
+class Outcome:
     """What became of one seed."""
 
     seed: int
@@ -83,9 +83,9 @@ class _Row:
     chunks: int = 0
     """Chunks or plans that it took part in."""
 
-    def episode(self, highest: int, latencies_ms: Sequence[float]) -> Episode:
+    def episode(self, highest: int, latencies_ms: Sequence[float]) -> Outcome:
         reached = [step for step, stage in enumerate(self.stages) if stage == highest]
-        return Episode(
+        return Outcome(
             seed=self.seed,
             success=bool(reached),
             final=self.diverged is None and self.stages[-1] == highest,
@@ -100,7 +100,7 @@ class _Row:
 
 def run_together(
     worlds: Worlds, actor: Actor, seeds: Sequence[int], videos: Mapping[int, Path] | None = None
-) -> list[Episode]:
+) -> list[Outcome]:
     """An episode of each of the seeds, as many as there are rows, to its end; those in `videos` are filmed.
 
     Raises ValueError for actions that are not finite.
@@ -155,7 +155,7 @@ def _start_worker(env_name: str, make_actor: Callable[[], Actor]) -> None:
     _worker = (make_worlds(env_name), make_actor())
 
 
-def _run_in_worker(seeds: Sequence[int], videos: Mapping[int, Path]) -> list[Episode]:
+def _run_in_worker(seeds: Sequence[int], videos: Mapping[int, Path]) -> list[Outcome]:
     assert _worker is not None
     return run_together(*_worker, seeds, videos)
 
@@ -174,7 +174,7 @@ def run_episodes(
     workers: int = 0,
     videos: Mapping[int, Path] | None = None,
     wanted: Collection[int] | None = None,
-) -> Iterator[Episode]:
+) -> Iterator[Outcome]:
     """Episodes of `seeds` as they end, on `workers` processes (0: one a core), in each of which `make_actor` is called.
     One alone is this process.
 
@@ -196,7 +196,7 @@ def run_episodes(
 
 def _run_here(
     env_name: str, make_actor: Callable[[], Actor], groups: Sequence[range], films: Mapping[int, Path]
-) -> Iterator[list[Episode]]:
+) -> Iterator[list[Outcome]]:
     import torch
 
     threads = torch.get_num_threads()
@@ -215,7 +215,7 @@ def _run_here(
 
 def _run_in_pool(
     env_name: str, make_actor: Callable[[], Actor], groups: Sequence[range], films: Mapping[int, Path], workers: int
-) -> Iterator[list[Episode]]:
+) -> Iterator[list[Outcome]]:
     with worker_pool(workers, _start_worker, env_name, make_actor) as pool:
         pending = [
             pool.submit(_run_in_worker, group, {seed: films[seed] for seed in group if seed in films})

@@ -111,7 +111,7 @@ class Checkpoint:
 
         Raises CheckpointError where there is none, or it is damaged.
         """
-        folder = newest(Path(path))
+        folder = checkpoint_folder(Path(path))
         checkpoint = _read(folder, folder / "checkpoint.json")
         if not checkpoint.files and checkpoint.sealed:
             raise CheckpointError(f"{folder}/checkpoint.json is not whole (it says no hash of a file): use another one")
@@ -234,7 +234,7 @@ def _read(folder: Path, file: Path) -> Checkpoint:
     return Checkpoint(folder, read.policy, config, read.processor, read.step, read.training, read.files, sealed)
 
 
-def newest(path: Path) -> Path:
+def checkpoint_folder(path: Path) -> Path:
     """The checkpoint folder at `path`: itself, or the one with the highest step under `path`/checkpoints."""
     if found := newest_checkpoint(path, "step-*", "checkpoint.json"):
         return found

@@ -196,7 +196,7 @@ class Energy(nn.Module):
 
             extra = None if added is None else (lambda x: added(self.code.decode(x)))
 
-            def level(index: int) -> tuple[core.Energy, Tensor]:
+            def level(index: int) -> tuple[core.EnergyFunction, Tensor]:
                 sigma = torch.full((batch,), config.largest_sigma * shrink**index, device=device)
                 learned = self.energy(context, sigma)
                 if extra is None:
@@ -220,7 +220,7 @@ class Energy(nn.Module):
 
     def walk(
         self,
-        energy: core.Energy,
+        energy: core.EnergyFunction,
         x: Float[Tensor, "batch *samples size"],
         sigma: Float[Tensor, " batch"],
         steps: int,
@@ -236,11 +236,11 @@ class Energy(nn.Module):
         )
         return unit * walked
 
-    def scaled(self, energy: core.Energy, sigma: Float[Tensor, " batch"]) -> core.Energy:
+    def scaled(self, energy: core.EnergyFunction, sigma: Float[Tensor, " batch"]) -> core.EnergyFunction:
         """The energy of x / σ."""
         return lambda x: energy(sigma.reshape(-1, *(1,) * (x.ndim - 1)) * x)
 
-    def energy(self, context: Float[Tensor, "batch context"], sigma: Float[Tensor, " batch"]) -> core.Energy:
+    def energy(self, context: Float[Tensor, "batch context"], sigma: Float[Tensor, " batch"]) -> core.EnergyFunction:
         """E(o, ·, σ) of codes (batch, size) or (batch, samples, size)."""
         predict = self.network(context, sigma)
 

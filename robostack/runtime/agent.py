@@ -15,7 +15,7 @@ from jaxtyping import Float
 from robostack.datasets.moments import Moments
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.protocol import Observation, check_lengths
-from robostack.runtime.chunks import Blend, ChunkScheduler, newest
+from robostack.runtime.chunks import Blend, ChunkScheduler, newest_chunk
 
 Sampler = Callable[[Any, Observation, torch.Generator], torch.Tensor]
 """(policy, observation, generator) ↦ normalised chunks (batch, chunk_len, action_dim)."""
@@ -39,7 +39,7 @@ class Agent:
         policy: Any,
         device: torch.device | str = "cpu",
         execute_len: int | None = None,
-        blend: Blend = newest,
+        blend: Blend = newest_chunk,
         target_return: float | None = None,
         sampler: Sampler = plain,
         clock: Callable[[], float] = time.perf_counter,

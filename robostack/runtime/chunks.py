@@ -17,7 +17,7 @@ Blend = Callable[[np.ndarray], np.ndarray]
 """(chunks, *rows, action_dim), what each chunk says of this step, oldest chunk first ↦ (*rows, action_dim)."""
 
 
-def newest(actions: Float[np.ndarray, "chunks *rows action_dim"]) -> Float[np.ndarray, "*rows action_dim"]:
+def newest_chunk(actions: Float[np.ndarray, "chunks *rows action_dim"]) -> Float[np.ndarray, "*rows action_dim"]:
     """What the newest chunk says."""
     return actions[-1]
 
@@ -40,7 +40,7 @@ def temporal_ensemble(decay: float = 0.01) -> Blend:
 class ChunkScheduler:
     """Takes chunks when they are `due` and gives one action a control step."""
 
-    def __init__(self, execute_len: int, blend: Blend = newest) -> None:
+    def __init__(self, execute_len: int, blend: Blend = newest_chunk) -> None:
         if execute_len < 1:
             raise ValueError(f"execute_len must be at least 1, got {execute_len}")
         self._execute_len, self._blend = execute_len, blend

@@ -14,11 +14,11 @@ from typing import Any
 from robostack.common import log
 from robostack.common.log import LOG_FILE, Appending, Log
 
-__all__ = ["LOG_FILE", "Report", "TrainingLog", "read_log"]
+__all__ = ["LOG_FILE", "TrainingLog", "TrainingReport", "read_training_log"]
 
 
 @dataclass(frozen=True)
-class Report:
+class TrainingReport:
     """One logged step. `time_s` and `cpu_s` count from the start of the run, over all its resumptions."""
 
     step: int
@@ -38,7 +38,7 @@ class TrainingLog:
     """Appends reports to RUN/log.jsonl and RUN/tensorboard; a resumed run drops what lies after its checkpoint."""
 
     def __init__(self, run: Path, step: int) -> None:
-        kept = [line for line in read_log(run) if line["step"] <= step]
+        kept = [line for line in read_training_log(run) if line["step"] <= step]
         before = kept[-1] if kept else {"time_s": 0.0, "cpu_s": 0.0}
         self._wall, self._cpu = time.perf_counter() - before["time_s"], time.process_time() - before["cpu_s"]
         self._last = (step, time.perf_counter(), 0.0)
@@ -62,12 +62,12 @@ class TrainingLog:
 
     def write(
         self, step: int, steps: int, loss: float, gradient_norm: float, learning_rate: float, waited: float
-    ) -> Report:
+    ) -> TrainingReport:
         """Logs a step; `waited` is the time in seconds that the loop has waited for data since its start."""
         now = time.perf_counter()
         last_step, then, waited_then = self._last
         self._last = (step, now, waited)
-        report = Report(
+        report = TrainingReport(
             step,
             steps,
             loss,
@@ -85,9 +85,9 @@ class TrainingLog:
         return report
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """The reports of a run, oldest first; see `robostack.common.log.read_log`."""
-    return log.read_log(run, Report)
+def read_training_log(run: Path) -> list[dict[str, Any]]:
+    """The reports of a run, oldest first; see `robostack.common.log.read_reports`."""
+    return log.read_reports(run, TrainingReport)
 
 
 class _Board:

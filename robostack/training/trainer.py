@@ -32,7 +32,7 @@ from robostack.policies.weights import CheckpointError
 from robostack.training.augmentation import augment
 from robostack.training.config import TrainConfig
 from robostack.training.data import open_stores
-from robostack.training.log import LOG_FILE, Report, TrainingLog
+from robostack.training.log import LOG_FILE, TrainingLog, TrainingReport
 from robostack.training.preparation import prepare
 from robostack.training.source import Source, differing
 from robostack.training.state import TrainingError, TrainingState, schedule
@@ -44,7 +44,7 @@ def train(
     policy_name: str,
     policy_config: Any,
     train: TrainConfig,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[TrainingReport], None] = lambda _: None,
     converting: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
     """Trains a policy from scratch and returns the folder of the run. `report` is told about every logged step,
@@ -78,7 +78,7 @@ def train(
 def resume(
     run: Path,
     policy_name: str | None = None,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[TrainingReport], None] = lambda _: None,
     converting: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
     """Continues the run in folder `run` from its newest checkpoint, or from its start where there is none yet, with
@@ -113,7 +113,7 @@ def _run(
     start: Checkpoint | None,
     train: TrainConfig,
     source: Source,
-    report: Callable[[Report], None],
+    report: Callable[[TrainingReport], None],
 ) -> Path:
     if train.threads:
         torch.set_num_threads(train.threads)

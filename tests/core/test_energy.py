@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robostack.core.energy import (
-    Energy,
+    EnergyFunction,
     barrier,
     composed,
     derivative_free,
@@ -26,7 +26,7 @@ MODES_ABOVE_ZERO = 0.25 * 0.0228 + 0.75 * 0.9772
 """Share of the mixture above 0, two deviations from either mean."""
 
 
-def gaussian(mean: Tensor, deviation: Tensor) -> Energy:
+def gaussian(mean: Tensor, deviation: Tensor) -> EnergyFunction:
     return lambda x: 0.5 * ((x - mean) / deviation).square().sum(-1)
 
 

@@ -20,7 +20,7 @@ from robostack.evaluation import evaluate as evaluation_module
 from robostack.evaluation.actors import ExpertActor, Look, PolicyActor, load_actor
 from robostack.evaluation.config import EvalConfig, results_folder
 from robostack.evaluation.evaluate import summarize, workers_on
-from robostack.evaluation.rollout import Episode, make_worlds, run_episodes, run_together
+from robostack.evaluation.rollout import Outcome, make_worlds, run_episodes, run_together
 from robostack.experts.collect import CollectConfig, collect
 from robostack.pages.evaluation import write_report
 from robostack.policies.pi0 import Pi0Config
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train("pi0", POLICY, config)
 
 
-def outcome(episode: Episode) -> Episode:
+def outcome(episode: Outcome) -> Outcome:
     return dataclasses.replace(episode, latencies_ms=())
 
 
@@ -128,11 +128,11 @@ def test_an_expert_takes_no_flag_of_policies(tmp_path: Path) -> None:
 
 
 def test_a_summary_counts_success_at_any_time_and_at_the_end() -> None:
-    def episode(seed: int, stages: list[int]) -> Episode:
+    def episode(seed: int, stages: list[int]) -> Outcome:
         reached = [i for i, stage in enumerate(stages) if stage == 4]
         first = reached[0] if reached else None
         held, total = stages[-1] == 4, float(sum(stages))
-        return Episode(seed, bool(reached), held, max(stages), stages[-1], first, None, total, (1.0, 3.0))
+        return Outcome(seed, bool(reached), held, max(stages), stages[-1], first, None, total, (1.0, 3.0))
 
     summary = summarize("env", "p", 0, [episode(0, [0, 4, 2]), episode(1, [0, 1, 4]), episode(2, [0, 1, 1])], 4)
     assert summary["success"] == pytest.approx(2 / 3) and summary["final"] == pytest.approx(1 / 3)

@@ -17,7 +17,7 @@ from robostack.evaluation import evaluate as evaluation_module
 from robostack.evaluation import rollout
 from robostack.evaluation.actors import PolicyActor
 from robostack.evaluation.config import EvalConfig
-from robostack.evaluation.rollout import Episode, make_worlds, run_together
+from robostack.evaluation.rollout import Outcome, make_worlds, run_together
 from robostack.experts import Asked
 from robostack.experts.collect import CollectConfig, Collected, collect
 from robostack.experts.ppo.acting import PpoExperts
@@ -72,7 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train("pi0", POLICY, config)
 
 
-def outcome(episode: Episode) -> Episode:
+def outcome(episode: Outcome) -> Outcome:
     return dataclasses.replace(episode, latencies_ms=())
 
 
@@ -140,7 +140,7 @@ def test_episodes_that_run_together_come_out_the_same_again(run: Path) -> None:
 
 
 def test_an_evaluation_counts_only_the_episodes_it_was_asked_for(run: Path) -> None:
-    seen: list[Episode] = []
+    seen: list[Outcome] = []
     evaluation = evaluate(str(run), EvalConfig(ENV, episodes=6, videos=1), seen.append)
     assert sorted(e.seed for e in seen) == list(range(1_000_000, 1_000_006))
     assert evaluation.summary["together"] == 4 and set(evaluation.summary["stages"]) == {"0", "1"}

@@ -22,7 +22,7 @@ from robostack.evaluation import evaluate as evaluation_module
 from robostack.evaluation import films as films_module
 from robostack.evaluation.config import EvalConfig
 from robostack.evaluation.ledger import Ledger, Settings, from_record, to_record
-from robostack.evaluation.rollout import Episode
+from robostack.evaluation.rollout import Outcome
 from robostack.pages.evaluation import write_report
 
 evaluate = partial(evaluation_module.evaluate, write_page=write_report)
@@ -31,16 +31,16 @@ ENV = "aloha-transfer-cube"
 SETTINGS = Settings("step-4 0123", ENV, 10, 4, 20, None, None, "cpu")
 
 
-def outcome(seed: int, success: bool | None = None) -> Episode:
+def outcome(seed: int, success: bool | None = None) -> Outcome:
     success = seed % 2 == 0 if success is None else success
     first = 30 + seed if success else None
-    return Episode(seed, success, success, 4 if success else 1, 4 if success else 0, first, None, 0.1 * seed, (1.2345,))
+    return Outcome(seed, success, success, 4 if success else 1, 4 if success else 0, first, None, 0.1 * seed, (1.2345,))
 
 
 class Rollouts:
     """Stands in for `run_episodes`: gives outcomes at once, notes which were run, films by touching files."""
 
-    def __init__(self, refilmed: Callable[[int], Episode] = outcome) -> None:
+    def __init__(self, refilmed: Callable[[int], Outcome] = outcome) -> None:
         self.run: list[int] = []
         self.filmed: list[int] = []
         self.fail_at: int | None = None
@@ -49,7 +49,7 @@ class Rollouts:
 
     def __call__(
         self, env: str, make_actor: Any, seeds: range, workers: int = 0, videos: Any = None, wanted: Any = None
-    ) -> Iterator[Episode]:
+    ) -> Iterator[Outcome]:
         for seed in reversed(seeds):  # episodes end in any order
             if videos is not None and seed in videos:
                 if seed == self.fail_at:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robostack.core.unet import Convolution
-from robostack.kernels.conv1d import Layout, conv1d, cpu, reference
+from robostack.kernels.conv1d import WeightLayout, conv1d, cpu, reference
 
 SHAPES = pytest.mark.parametrize(
     ("kernel", "stride", "steps", "batch"),
@@ -98,7 +98,7 @@ def test_a_torch_without_the_layout_takes_the_usual_way(
     for change in (lambda: delattr(ops, missing), lambda: setattr(ops, missing, torch.ops.aten.relu)):
         change()
         monkeypatch.setattr(torch.ops, "mkldnn", ops)
-        monkeypatch.setattr(Layout, "available", True)
+        monkeypatch.setattr(WeightLayout, "available", True)
         with torch.no_grad(), pytest.warns(UserWarning, match="single chunks take longer") as told:
             for _ in range(2):
                 torch.testing.assert_close(convolution(x), expected_of(convolution, x), atol=1e-5, rtol=1e-5)

@@ -15,7 +15,7 @@ from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.moments import Moments
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import WindowSampler
-from robostack.policies.checkpoint import Checkpoint, PolicyTraining, TrainedOn, newest
+from robostack.policies.checkpoint import Checkpoint, PolicyTraining, TrainedOn, checkpoint_folder
 from robostack.policies.decision_transformer import DecisionTransformerConfig
 from robostack.policies.diffusion import DiffusionConfig
 from robostack.policies.pi0 import Pi0Config
@@ -92,7 +92,7 @@ def test_a_save_that_was_killed_is_not_a_checkpoint(saved: Checkpoint) -> None:
     partial = saved.path.with_name(".step-00000009.new")
     partial.mkdir()
     (partial / "checkpoint.json").write_text("{}")
-    assert newest(saved.path.parent.parent) == saved.path
+    assert checkpoint_folder(saved.path.parent.parent) == saved.path
 
 
 def test_state_keys_are_joined_and_images_pass_untouched(tmp_path: Path) -> None:

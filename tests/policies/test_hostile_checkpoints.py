@@ -17,7 +17,7 @@ from support import FEATURES, RAN, make_episode
 from robostack.cli import main
 from robostack.datasets.episodes import Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.policies.checkpoint import RUN_FILE, Checkpoint, PolicyTraining, TrainedOn, newest
+from robostack.policies.checkpoint import RUN_FILE, Checkpoint, PolicyTraining, TrainedOn, checkpoint_folder
 from robostack.policies.weights import CheckpointError
 from robostack.training.preparation import prepare
 from robostack.training.trainer import resume
@@ -245,7 +245,7 @@ def test_a_description_that_cannot_be_read_is_told(
         checkpoint.save_start(tmp_path / "run")
         damage(tmp_path / "run" / RUN_FILE)
     else:
-        damage(newest(tmp_path / "run") / name)
+        damage(checkpoint_folder(tmp_path / "run") / name)
         assert main(["inspect", str(checkpoint.path)]) == 1
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert main(["train", "--resume", str(tmp_path / "run")]) == 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from robostack.runtime.chunks import ChunkScheduler, newest, temporal_ensemble
+from robostack.runtime.chunks import ChunkScheduler, newest_chunk, temporal_ensemble
 
 
 def run(scheduler: ChunkScheduler, steps: int, chunk_len: int) -> tuple[list[float], list[int]]:
@@ -41,7 +41,7 @@ def test_an_ensemble_of_no_decay_is_the_mean_and_of_a_large_one_the_oldest_chunk
     said = np.array([[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]])
     assert temporal_ensemble(0.0)(said) == pytest.approx(said.mean(0))
     assert temporal_ensemble(50.0)(said) == pytest.approx(said[0])
-    assert newest(said) is not None and newest(said).tolist() == [6.0, 60.0]
+    assert newest_chunk(said) is not None and newest_chunk(said).tolist() == [6.0, 60.0]
 
 
 def test_a_new_episode_knows_nothing_of_the_last() -> None:

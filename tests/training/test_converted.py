@@ -10,7 +10,7 @@ from robostack.datasets.formats.convert import ConvertConfig, convert
 from robostack.datasets.store import EpisodeWriter
 from robostack.policies.pi0 import Pi0Config
 from robostack.training.config import TrainConfig
-from robostack.training.log import read_log
+from robostack.training.log import read_training_log
 from robostack.training.trainer import train
 
 POLICY = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=32, prefix_width=16, depth=2, heads=2)
@@ -35,7 +35,7 @@ def losses(data: Path) -> list[float]:
     run = data.with_name(data.name + "-run")
     if not run.exists():
         train("pi0", POLICY, TrainConfig((data,), run, steps=12, batch=8, log_every=1, threads=1))
-    return [line["loss"] for line in read_log(run)]
+    return [line["loss"] for line in read_training_log(run)]
 
 
 @pytest.mark.parametrize("by", ["lerobot", "aloha", "diffusion-policy"])

@@ -15,7 +15,7 @@ from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.pi0 import Pi0Config
 from robostack.training import data as training_data
 from robostack.training.config import TrainConfig
-from robostack.training.log import read_log
+from robostack.training.log import read_training_log
 from robostack.training.trainer import resume, train
 
 POLICY = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=32, prefix_width=16, depth=1, heads=2)
@@ -68,7 +68,7 @@ def test_a_conversion_lies_beside_its_source_and_is_used_again(
     assert seen and seen[-1].done == 8 and (tmp_path / "other.robostack" / "zarr.json").is_file()
     monkeypatch.setattr(training_data, "convert", None)  # from here on nothing is converted
     train("pi0", POLICY, dataclasses.replace(config, out=tmp_path / "two"))
-    losses = [[line["loss"] for line in read_log(run)] for run in (direct, tmp_path / "one", tmp_path / "two")]
+    losses = [[line["loss"] for line in read_training_log(run)] for run in (direct, tmp_path / "one", tmp_path / "two")]
     assert losses[0] == losses[1] == losses[2]
     resume(tmp_path / "two")
     (data,) = Checkpoint.read(tmp_path / "two").training.data

@@ -21,11 +21,11 @@ from support import write_reaching_data
 from robostack.cli import main
 from robostack.common.interrupt import Interrupted, Terminated
 from robostack.policies.act import ActConfig
-from robostack.policies.checkpoint import RUN_FILE, Checkpoint, newest
+from robostack.policies.checkpoint import RUN_FILE, Checkpoint, checkpoint_folder
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.weights import CheckpointError
 from robostack.training.config import TrainConfig
-from robostack.training.log import read_log
+from robostack.training.log import read_training_log
 from robostack.training.trainer import TrainingError, resume, train
 
 POLICY = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=32, prefix_width=16, depth=1, heads=2)
@@ -52,8 +52,10 @@ def raises_signal(number: int) -> Callable[[], None]:
 
 def same(one: Path, other: Path) -> bool:
     """Equal weights, average and optimiser state in the last checkpoints, and equal losses in the logs."""
-    files = [{file.name: file.read_bytes() for file in newest(run).glob("*.safetensors")} for run in (one, other)]
-    losses = [[(line["step"], line["loss"]) for line in read_log(run)] for run in (one, other)]
+    files = [
+        {file.name: file.read_bytes() for file in checkpoint_folder(run).glob("*.safetensors")} for run in (one, other)
+    ]
+    losses = [[(line["step"], line["loss"]) for line in read_training_log(run)] for run in (one, other)]
     return files[0] == files[1] and len(files[0]) == 3 and losses[0] == losses[1]
 
 
@@ -72,7 +74,7 @@ def test_an_interrupt_leaves_a_checkpoint_that_goes_on_bit_for_bit(
         train("pi0", POLICY, config, at_step(step, raises_signal(number)))
     assert isinstance(told.value.__cause__, Terminated) == (number == signal.SIGTERM)
     assert f"step-{step:08d} is kept, and robostack train --resume {config.out} goes on" in str(told.value)
-    assert newest(config.out).name == f"step-{step:08d}"
+    assert checkpoint_folder(config.out).name == f"step-{step:08d}"
     resume(config.out)
     assert same(config.out, whole)
 
@@ -94,7 +96,7 @@ def test_outside_the_main_thread_a_run_trains_too(tmp_path: Path) -> None:
     thread = threading.Thread(target=train, args=("pi0", POLICY, config))
     thread.start()
     thread.join()
-    assert newest(config.out).name == "step-00000020"
+    assert checkpoint_folder(config.out).name == "step-00000020"
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_step_0(
@@ -243,7 +245,7 @@ def test_weights_that_became_absurd_are_no_checkpoint(tmp_path: Path, policy: st
 def test_a_run_does_not_go_on_from_unsound_weights(tmp_path: Path, name: str, value: float) -> None:
     config = settings(tmp_path, steps=10)
     train("pi0", POLICY, config)
-    folder = newest(config.out)
+    folder = checkpoint_folder(config.out)
     tensors = load_file(folder / f"{name}.safetensors")
     key = next(key for key in tensors if "action_out.weight" in key)
     tensors[key][0, 0] = value
@@ -288,7 +290,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
     out, base = tmp_path / "run", ["train", "pi0", "--data", str(write_reaching_data(tmp_path / "data"))]
     if not largest_file:  # such that a checkpoint just fits
         assert main([*base, "--out", str(tmp_path / "one"), "--steps", "1", *shlex.split(FLAGS)]) == 0
-        largest_file = max(file.stat().st_size for file in newest(tmp_path / "one").iterdir()) + 1
+        largest_file = max(file.stat().st_size for file in checkpoint_folder(tmp_path / "one").iterdir()) + 1
     done = run_limited([*base, "--out", str(out), *shlex.split(f"{FLAGS} {flags}")], largest_file, tmp_path)
     lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("training")]
     assert done.returncode == 1 and len(lines) == 1, done.stderr
@@ -300,7 +302,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
     assert not list(out.rglob(".*.new"))
     if kept:
         Checkpoint.read(out).load()
-        assert newest(out).name in lines[0]
+        assert checkpoint_folder(out).name in lines[0]
     else:
         assert (out / RUN_FILE).is_file()
         assert main(["train", "--resume", str(out)]) == 0
@@ -310,13 +312,13 @@ def test_a_log_that_was_cut_is_read_and_garbage_is_told(tmp_path: Path) -> None:
     config = settings(tmp_path, steps=10)
     train("pi0", POLICY, config)
     whole = (config.out / "log.jsonl").read_text()
-    lines = read_log(config.out)
+    lines = read_training_log(config.out)
     (config.out / "log.jsonl").write_text(whole[:-9])
-    assert read_log(config.out) == lines[:-1]
+    assert read_training_log(config.out) == lines[:-1]
     line = json.loads(whole.splitlines()[0])
     for garbage in ("no JSON", "3", "[]", "{}", '{"step": 1}', "[" * 100_000, json.dumps({**line, "loss": "3"}),
                     json.dumps({**line, "loss": float("nan")}), json.dumps({**line, "loss": [1]})):  # fmt: skip
         (config.out / "log.jsonl").write_text(f"{garbage}\n{whole}")
         with pytest.raises(ValueError, match=r"log\.jsonl, line 1 is no report") as told:
-            read_log(config.out)
+            read_training_log(config.out)
         assert "\n" not in str(told.value) and len(str(told.value)) < 600

@@ -19,12 +19,12 @@ from support import write_reaching_data
 
 from robostack.common.serialize import from_json
 from robostack.datasets.store import EpisodeStore
-from robostack.policies.checkpoint import Checkpoint, CheckpointError, newest
+from robostack.policies.checkpoint import Checkpoint, CheckpointError, checkpoint_folder
 from robostack.policies.pi0 import Pi0Config
 from robostack.policies.settings import Scaling
 from robostack.training import state
 from robostack.training.config import TrainConfig
-from robostack.training.log import read_log
+from robostack.training.log import read_training_log
 from robostack.training.trainer import TrainingError, resume, schedule, train
 
 POLICY = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=32, prefix_width=16, depth=2, heads=2)
@@ -39,7 +39,7 @@ def settings(tmp_path: Path, **changes) -> TrainConfig:
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
-    folder = newest(run)
+    folder = checkpoint_folder(run)
     names = ("model", "average", "optimizer")
     return {
         f"{name}/{key}": value for name in names for key, value in load_file(folder / f"{name}.safetensors").items()
@@ -73,16 +73,18 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not any(line["step"] >= 30 for line in read_log(run)):
+    while not any(line["step"] >= 30 for line in read_training_log(run)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert newest(run).name == "step-00000020"
+    assert checkpoint_folder(run).name == "step-00000020"
     subprocess.run([*command, "--resume", str(run)], check=True, stderr=subprocess.DEVNULL)
     assert same(run, tmp_path / "whole")
-    assert [line["step"] for line in read_log(run)] == [line["step"] for line in read_log(tmp_path / "whole")]
-    losses = [[line["loss"] for line in read_log(folder)] for folder in (run, tmp_path / "whole")]
+    assert [line["step"] for line in read_training_log(run)] == [
+        line["step"] for line in read_training_log(tmp_path / "whole")
+    ]
+    losses = [[line["loss"] for line in read_training_log(folder)] for folder in (run, tmp_path / "whole")]
     assert losses[0] == losses[1]
 
 
@@ -118,7 +120,7 @@ def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
         resume(config.out, "act")
     with pytest.raises(FileExistsError, match="--resume"):
         train("pi0", POLICY, config)
-    (newest(config.out) / "optimizer.safetensors").unlink()
+    (checkpoint_folder(config.out) / "optimizer.safetensors").unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         resume(config.out)
 
@@ -127,7 +129,7 @@ def test_the_loss_falls_and_everything_is_logged(tmp_path: Path) -> None:
     config = settings(tmp_path, steps=150, log_every=10, batch=64)
     seen = []
     train("pi0", POLICY, config, seen.append)
-    log = read_log(config.out)
+    log = read_training_log(config.out)
     assert [line["step"] for line in log] == list(range(10, 151, 10)) and len(seen) == len(log)
     assert log[-1]["loss"] < 0.6 * log[0]["loss"]
     assert all(math.isfinite(value) for line in log for value in line.values())
@@ -209,7 +211,7 @@ def test_a_mixture_resumes_at_the_sample(tmp_path: Path) -> None:
         train("pi0", POLICY, mixed, kill)
     resume(mixed.out)
     assert same(mixed.out, whole.out)
-    losses = [[(line["step"], line["loss"]) for line in read_log(folder)] for folder in (mixed.out, whole.out)]
+    losses = [[(line["step"], line["loss"]) for line in read_training_log(folder)] for folder in (mixed.out, whole.out)]
     assert losses[0] == losses[1]
 
     other = settings(tmp_path, data=both, weights=(2.0, 1.0), out=tmp_path / "other")
@@ -223,4 +225,4 @@ def test_every_scaling_trains_and_is_in_the_checkpoint(tmp_path: Path) -> None:
         config = settings(tmp_path, out=tmp_path / normalization, scaling=Scaling(normalization))
         train("pi0", POLICY, config)
         assert Checkpoint.read(config.out).processor.scaling.normalization == normalization
-        assert read_log(config.out)[-1]["loss"] < read_log(config.out)[0]["loss"]
+        assert read_training_log(config.out)[-1]["loss"] < read_training_log(config.out)[0]["loss"]

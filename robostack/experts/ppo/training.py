@@ -113,8 +113,8 @@ def resume(
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The reports of a run, oldest first; see `robostack.common.log.read_log`."""
-    return log.read_log(run, Report)
+    """The reports of a run, oldest first; see `robostack.common.log.read_reports`."""
+    return log.read_reports(run, Report)
 
 
 def world_of(config: ExpertConfig) -> tuple[Simulation, Start]:

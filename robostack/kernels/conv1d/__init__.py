@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robostack.kernels.conv1d import cpu, reference
-from robostack.kernels.conv1d.cpu import Layout
+from robostack.kernels.conv1d.cpu import WeightLayout
 
-__all__ = ["Layout", "conv1d"]
+__all__ = ["WeightLayout", "conv1d"]
 
 
 def conv1d(
@@ -16,7 +16,7 @@ def conv1d(
     weight: Float[Tensor, "kernel before after"],
     bias: Float[Tensor, " after"],
     stride: int = 1,
-    layout: Layout | None = None,
+    layout: WeightLayout | None = None,
 ) -> Float[Tensor, "fewer batch after"]:
     """y_i = Σ_k x_{s i + k − K//2} W_k + b, with zeros beyond the ends; stride s is 1, or 2 for K = 3 taps and an even
     number of steps. With a `layout`, which the owner of the weight keeps, a single chunk on a CPU is read faster."""

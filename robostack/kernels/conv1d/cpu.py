@@ -67,7 +67,7 @@ def _other_taps(x: Tensor, middle: int) -> Iterator[tuple[int, slice, slice]]:
             yield distance + middle, slice(first, end), slice(first + distance * batch, end + distance * batch)
 
 
-class Layout:
+class WeightLayout:
     """A convolution's weight in oneDNN's own layout, kept for the next single chunk.
 
     Without gradients a single chunk is bound by reading W. oneDNN reads its layout at the memory's full speed (4 ms for
@@ -84,19 +84,20 @@ class Layout:
         self.kept: tuple[Any, Tensor, Tensor] | None = None
         """State of the weight, some of its numbers, and all of them laid out."""
 
-    def __reduce__(self) -> tuple[type[Layout], tuple[()]]:
-        return Layout, ()  # a copy of the module makes its own
+    def __reduce__(self) -> tuple[type[WeightLayout], tuple[()]]:
+        return WeightLayout, ()  # a copy of the module makes its own
 
     def conv1d(self, x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor | None:
         """The convolution of a single chunk; None where the usual way is to be taken."""
         fits = x.shape[1] == 1 and x.dtype == torch.float32 and not weight.is_inference()
-        if torch.is_grad_enabled() or not Layout.available or not fits or not torch.backends.mkldnn.is_available():
+        there = WeightLayout.available and torch.backends.mkldnn.is_available()
+        if torch.is_grad_enabled() or not there or not fits:
             return None
         try:
             return self._conv1d(x, weight, bias, stride)
         except (AttributeError, TypeError, RuntimeError) as error:
             # RuntimeError too: torch raises it where it knows the name, but not these arguments.
-            Layout.available = False
+            WeightLayout.available = False
             told = " ".join(str(error).split())[:100]
             warnings.warn(f"single chunks take longer: this torch lays no weights out ({told})", stacklevel=2)
             return None
