@@ -6,6 +6,7 @@ A header is read before a tensor is: a file that does not fit is told before mem
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ class Kind:
     dtype: str
     """As numpy and torch name it."""
     shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of its numbers."""
+        return math.prod(self.shape) * (int("".join(filter(str.isdigit, self.dtype)) or 8) // 8)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "policy": checkpoint.policy,
         "step": checkpoint.step,
-        "parameters": sum(math.prod(kind.shape) for kind in checkpoint.kinds("average").values()),
+        "parameters": sum(math.prod(kind.shape) for kind in checkpoint.kinds(checkpoint.best).values()),
         "config": asdict(checkpoint.config),
         "state_keys": list(processor.state),
         "cameras": {name: list(size) for name, size in processor.cameras.items()},

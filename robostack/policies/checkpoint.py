@@ -3,9 +3,10 @@
     checkpoint.json         format, policy name, its config, its processor (statistics, vocabulary), training step,
                             how it was trained, size and hash of the other files
     model.safetensors       the weights as they were trained
-    average.safetensors     their exponential moving average, which evaluation and control use
+    average.safetensors     their exponential moving average, which evaluation and control use, where one was kept
     optimizer.safetensors   what only a resumed training needs
 
+What is larger than a file should be lies in several, with an index (see `robostack.policies.shards`).
 It is written under another name and renamed when it is complete: a folder with its final name is a whole checkpoint.
 What a file says is not believed: kinds, bounds and the size of the model are checked before memory is taken, and the
 hash of a file before its numbers are used. The hash costs about 1 s a GB when it is written and when it is read
@@ -19,25 +20,26 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from robostack.common.files import check_regular, read_json, whole_folder, write_file
+from robostack.common.files import read_json, whole_folder, write_file
 from robostack.common.numbers import check_bounds
 from robostack.common.provenance import Training
 from robostack.common.serialize import from_json, to_json
-from robostack.common.tensors import Kind, Seal, differences, newest_checkpoint, read_kinds
+from robostack.common.tensors import Kind, Seal, differences, newest_checkpoint
 from robostack.common.text import one_line
 from robostack.policies.formats import FORMAT, SEALED
 from robostack.policies.processor import Processor
 from robostack.policies.registry import POLICIES, config_class, policy_class
+from robostack.policies.shards import SHARD_BYTES, Shards, index_of, write_tensors
 from robostack.policies.weights import (
     OVERHEAD,
     CheckpointError,
@@ -47,6 +49,7 @@ from robostack.policies.weights import (
     without_weights,
 )
 
+Weights = Literal["average", "model"]
 RUN_FILE = "run.json"
 LARGEST_DESCRIPTION = 64 << 20
 """Bytes of checkpoint.json; those of statistics, task words and settings are thousands."""
@@ -101,7 +104,7 @@ class Checkpoint:
     step: int
     training: PolicyTraining
     files: Mapping[str, Seal] = field(default_factory=dict)
-    """Size and hash of each of the folder's tensor files; none for a run that has only begun."""
+    """Size and hash of each of the folder's other files; none for a run that has only begun."""
     sealed: bool = True
     """False for one of an earlier robostack, which wrote no hashes: its files are read as they are."""
 
@@ -127,65 +130,73 @@ class Checkpoint:
         self._kinds(memory_bytes())
         return self._make()
 
+    @property
+    def best(self) -> Weights:
+        """What evaluation and control use: the average, where there is one."""
+        averaged = {"average.safetensors", index_of("average")} & self.files.keys()
+        return "average" if averaged or not self.sealed else "model"
+
     def load(
         self,
-        weights: Literal["average", "model"] = "average",
+        weights: Weights | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> nn.Module:
-        """The policy with the stored weights, in evaluation mode, on `device` and in `dtype`, by default as stored.
+        """The policy with the stored weights, by default the best, in evaluation mode, on `device` and in `dtype`, by
+        default as stored.
 
         The weights are in memory once: none are drawn, and each tensor goes from the file to where it stays.
         """
+        weights = weights or self.best
         self.check_fits(weights)
         policy = without_weights(self._make).to(dtype)
-        load_strictly(policy, self.tensors(weights, device, dtype), self.path / f"{weights}.safetensors", assign=True)
+        load_strictly(policy, self.tensors(weights, device, dtype), self.file(weights), assign=True)
         return policy.to(device).eval()
 
-    def check_fits(self, weights: Literal["average", "model"]) -> None:
-        """Raises CheckpointError where the stored weights are not those of this policy. Reads the file's header."""
+    def check_fits(self, weights: Weights) -> None:
+        """Raises CheckpointError where the stored weights are not those of this policy. Reads the files' headers."""
         found = self.kinds(weights)
-        stored = (self.path / f"{weights}.safetensors").stat().st_size
+        stored = sum(kind.bytes for kind in found.values())
         # A module may register a parameter twice; one of another size altogether is told as soon as it is seen.
         expected = self._kinds(2 * (stored + OVERHEAD * (len(found) + 1000)))
         if told := differences(expected, found):
-            file = self.path / f"{weights}.safetensors"
-            raise CheckpointError(f"{file} does not fit {POLICIES[self.policy].policy}: {told}")
+            raise CheckpointError(f"{self.file(weights)} does not fit {POLICIES[self.policy].policy}: {told}")
+
+    def file(self, name: str) -> Path:
+        """That of the tensors of this name, or the index of theirs, as an error names it."""
+        return self._shards(name).path
 
     def kinds(self, name: str) -> dict[str, Kind]:
-        """Types and shapes of the tensors in one of the folder's safetensors files, by its header."""
-        file = self.path / f"{name}.safetensors"
-        try:
-            return read_kinds(file)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file} cannot be read ({one_line(error)}): use another checkpoint") from error
+        """Types and shapes of the tensors of this name, by the headers of their files."""
+        with self._telling(name):
+            return self._shards(name).kinds()
 
     def tensors(
         self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> dict[str, Tensor]:
-        """The tensors of one of the folder's safetensors files, fractions in `dtype`. Raises CheckpointError where the
-        file is not what was written."""
-        file = self.path / f"{name}.safetensors"
-        try:
-            check_regular(file)
-            if self.sealed:
-                if file.name not in self.files:
-                    raise ValueError("checkpoint.json says no hash of it")
-                self.files[file.name].check(file)
-            # Read, not mapped: whoever copies a new checkpoint over this one would change, or end, a policy at work.
-            with safe_open(file, "pt", backend="pread") as opened:
-                return {key: _moved(opened.get_tensor(key), device, dtype) for key in opened.keys()}  # noqa: SIM118
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read ({one_line(error)}): use another checkpoint") from error
+        """The tensors of this name, fractions in `dtype`. Raises CheckpointError where a file is not what was
+        written."""
+        with self._telling(name):
+            return self._shards(name).read(device, dtype)
 
-    def save(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Writes the checkpoint with these tensor files (name to tensors), all or nothing."""
+    def _shards(self, name: str) -> Shards:
+        return Shards(self.path, name, self.files if self.sealed else None)
+
+    @contextmanager
+    def _telling(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, SafetensorError) as error:
+            told = f"{self.file(name)} cannot be read ({one_line(error)}): use another checkpoint"
+            raise CheckpointError(told) from error
+
+    def save(self, tensors: Mapping[str, Mapping[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
+        """Writes the checkpoint with these tensors (name of a file to what is in it), all or nothing. What is larger
+        than `shard_bytes` goes into several files, with an index."""
         with whole_folder(self.path) as folder:
             files = {}
             for name, values in tensors.items():
-                file = folder / f"{name}.safetensors"
-                save_file({key: value.contiguous() for key, value in values.items()}, file)
-                files[file.name] = Seal.of(file)
+                files |= write_tensors(folder, name, values, shard_bytes)
             (folder / "checkpoint.json").write_text(self._describe(files))
 
     def save_start(self, run: Path) -> None:
@@ -206,10 +217,6 @@ class Checkpoint:
         config = to_json(self.config)
         whole = _Description(str(FORMAT), self.policy, config, self.processor, self.step, self.training, files)
         return json.dumps(to_json(whole), indent=1)
-
-
-def _moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
 def _read(folder: Path, file: Path) -> Checkpoint:

@@ -66,9 +66,9 @@ class TrainingState:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes weights, average and optimiser state from a checkpoint, strictly."""
         self._check_optimizer(checkpoint)
-        load_strictly(self.policy, checkpoint.tensors("model"), checkpoint.path / "model.safetensors")
-        load_strictly(self.average, checkpoint.tensors("average"), checkpoint.path / "average.safetensors")
-        stored, file = checkpoint.tensors("optimizer"), checkpoint.path / "optimizer.safetensors"
+        load_strictly(self.policy, checkpoint.tensors("model"), checkpoint.file("model"))
+        load_strictly(self.average, checkpoint.tensors("average"), checkpoint.file("average"))
+        stored, file = checkpoint.tensors("optimizer"), checkpoint.file("optimizer")
         if unsound := [key for key, value in stored.items() if not bool(value.isfinite().all())]:
             raise CheckpointError(f"{file}: {unsound[0]} is not finite: use another checkpoint")
         for name, parameter, optimizer in self._shared_out():
@@ -80,7 +80,7 @@ class TrainingState:
         self.step = checkpoint.step
 
     def _check_optimizer(self, checkpoint: Checkpoint) -> None:
-        stored, file = checkpoint.kinds("optimizer"), checkpoint.path / "optimizer.safetensors"
+        stored, file = checkpoint.kinds("optimizer"), checkpoint.file("optimizer")
         for name, parameter, optimizer in self._shared_out():
             keys = STATE[type(optimizer)]
             kinds = {key: stored.pop(f"{name}.{key}") for key in keys if f"{name}.{key}" in stored}
