@@ -184,7 +184,7 @@ def write_benchmark_page(name: str, benchmark: Benchmark) -> None:
         f"{benchmark.text}\n\n{missing}{benchmark.overview(records)}{table_of_runs(records)}\n\n"
         f"Brackets in this table are 95 % Wilson intervals over the evaluation episodes of one training seed. "
         f"{benchmark.note}\n{how_made(records)}"
-        f"Command: `scripts/benchmark_{name}`, {records[-1]['machine']}, one thread a run, "
-        f"{commits_and_dates(records)}. All figures: `{name}.json`, from which `scripts/benchmark_{name} --page` "
+        f"Command: `scripts/benchmark {name}`, {records[-1]['machine']}, one thread a run, "
+        f"{commits_and_dates(records)}. All figures: `{name}.json`, from which `scripts/benchmark {name} --page` "
         "writes this page.\n",
     )

@@ -1,14 +1,4 @@
-"""Learning results in docs/results: what is trained, evaluated and written down, by name.
-
-.venv/bin/python scripts/benchmarks.py main          the main job: both tasks, three training seeds
-.venv/bin/python scripts/benchmarks.py pixels        transfer cube from one camera and joint positions
-.venv/bin/python scripts/benchmarks.py prediction    why data prediction: a table of runs
-.venv/bin/python scripts/benchmarks.py optimizers    AdamW and Muon on the same runs
-.venv/bin/python scripts/benchmarks.py returns       a decision transformer asked for several returns
-.venv/bin/python scripts/benchmarks.py policies      every policy on both tasks from state, three training seeds
-.venv/bin/python scripts/benchmarks.py kinetix       every policy on Kinetix levels, beside their experts
-.venv/bin/python scripts/benchmarks.py mixtures      decision transformer and cloning on mixed Kinetix data
-"""
+"""Learning results in docs/results: what is trained, evaluated and written down, by name (`scripts/benchmark NAME`)."""
 
 from __future__ import annotations
 

@@ -150,9 +150,9 @@ def write(made: Recipe) -> None:
         f"averaged over episodes.\n\n{chr(10).join(rows)}\n\n{lines[0]['episodes']} episodes of seeds that nothing was "
         "trained or tuned on, one training seed; brackets are 95 % Wilson intervals.\n"
         f"{how_made(lines)}"
-        f"Commands: `scripts/benchmark_composition`, which trains by `robostack {shlex.join(made.train_command())}`; "
+        f"Commands: `scripts/benchmark composition`, which trains by `robostack {shlex.join(made.train_command())}`; "
         f"{lines[0]['machine']}, {commits_and_dates(lines)}. All figures: `composition.json`, from which "
-        "`scripts/benchmark_composition --page` writes this page.\n"
+        "`scripts/benchmark composition --page` writes this page.\n"
     )
     write_page("composition", page)
 

@@ -217,8 +217,8 @@ def _write() -> None:
         f"{_delay_table(records)}\n\n"
         "## Learning\n\n![share of solved episodes over CPU seconds](experts.svg)\n\n"
         f"{how_made(records)}"
-        f"Command: `scripts/benchmark_experts`, {records[-1]['machine']}, one core, {commits_and_dates(records)}. All "
-        "figures: `experts.json`, from which `scripts/benchmark_experts --page` writes this page.\n",
+        f"Command: `scripts/benchmark experts`, {records[-1]['machine']}, one core, {commits_and_dates(records)}. All "
+        "figures: `experts.json`, from which `scripts/benchmark experts --page` writes this page.\n",
     )
 
 

@@ -22,7 +22,7 @@ LEVELS = (
     "l-h17_unicycle",
     "l-hard_lunar_lander",
 )
-"""Levels of the tables; their experts are those of scripts/benchmark_experts."""
+"""Levels of the tables; their experts are those of scripts/benchmark experts."""
 CHUNK = ("--policy.chunk-len", "8", "--policy.execute-len", "4")
 TRAINING: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "pi0": (1000, ("--optimizer", "muon", *CHUNK, "--policy.actions-per-token", "4")),
@@ -51,7 +51,7 @@ def mixture_runs(folder: Path) -> list[Run]:
     masters, runs = experts(), []
     for level in LEVELS:
         if level not in masters:
-            raise SystemExit(f"there is no expert of {level} yet: run scripts/benchmark_experts first")
+            raise SystemExit(f"there is no expert of {level} yet: run scripts/benchmark experts first")
         checkpoints = RUNS / "experts" / level / "checkpoints"
         players = [str(checkpoints / f"update-{quality['update']:08d}") for quality in masters[level]["qualities"]]
         for label, more in ((TOLD, ()), (CLONED, ("--policy.no-conditioned",))):

@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/kinetix_generalist.py
 
-Demonstrations are those of the experts of scripts/benchmark_experts. Runs are kept below runs/generalist, what is done
+Demonstrations are those of the experts of scripts/benchmark experts. Runs are kept below runs/generalist, what is done
 is not done again, and docs/results/generalist.md and .json are written anew after every level.
 """
 
@@ -121,9 +121,9 @@ def write() -> None:
         "a hardly trained expert solves says how little a level may ask.\n\n"
         f"{chr(10).join(rows)}\n\n"
         f"{last['steps']} training steps took {last['training_cpu_s']:.0f} CPU s. Brackets are 95 % Wilson intervals "
-        f"over the evaluation episodes.\n{how_made(records)}Commands: `scripts/benchmark_generalist`, which trains by "
+        f"over the evaluation episodes.\n{how_made(records)}Commands: `scripts/benchmark generalist`, which trains by "
         f"`robostack {shlex.join(train_command())}`; {last['machine']}, one thread, {commits_and_dates(records)}. All "
-        "figures: `generalist.json`, from which `scripts/benchmark_generalist --page` writes this page.\n",
+        "figures: `generalist.json`, from which `scripts/benchmark generalist --page` writes this page.\n",
     )
 
 

@@ -1,7 +1,9 @@
 """Learning results: every page follows from its records, and records say what was measured."""
 
 import itertools
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,8 +51,21 @@ def test_a_page_follows_from_its_records(name: str, results: Path) -> None:
         shutil.copy(record, results)
     WRITERS[name]()
     assert (results / f"{name}.md").read_text() == (committed / f"{name}.md").read_text()
-    assert f"scripts/benchmark_{name} --page" in (results / f"{name}.md").read_text()
-    assert (ROOT / "scripts" / f"benchmark_{name}").is_file()
+    assert f"scripts/benchmark {name} --page" in (results / f"{name}.md").read_text()
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([ROOT / "scripts" / "benchmark", *arguments], capture_output=True, text=True)
+
+
+def test_the_script_lists_what_it_runs_and_refuses_the_rest() -> None:
+    listed = run_script().stdout.split("\n\n")[1].splitlines()
+    assert {line.split()[0] for line in listed} == set(WRITERS) and all(len(line.split()) > 3 for line in listed)
+    source = (ROOT / "scripts" / "benchmark").read_text()
+    run = {name for line in re.findall(r"^  ([a-z |]+)\) program=", source, re.MULTILINE) for name in line.split(" | ")}
+    assert run == set(WRITERS)
+    refused = run_script("nothing")
+    assert refused.returncode == 2 and refused.stdout == "" and "no benchmark 'nothing'" in refused.stderr
 
 
 def record(seed: int, final: float, **more: Any) -> dict[str, Any]:

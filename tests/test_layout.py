@@ -78,7 +78,7 @@ def test_the_command_is_installed():
     assert [(script.name, script.value) for script in scripts] == [("robostack", "robostack.cli:main")]
 
 
-@pytest.mark.parametrize("script", ["scripts/setup", "scripts/demo", "scripts/test", ".ci/run"])
+@pytest.mark.parametrize("script", ["scripts/setup", "scripts/demo", "scripts/benchmark", "scripts/test", ".ci/run"])
 def test_scripts_are_executable_and_parse(script):
     path = ROOT / script
     assert path.stat().st_mode & 0o111
