@@ -2,8 +2,10 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,14 @@ def test_every_other_folder_is_a_package():
     namespaces = {PACKAGE / "datasets", PACKAGE / "kernels"}
     folders = {source.parent for source in SOURCES} - namespaces
     assert [str(f.relative_to(ROOT)) for f in sorted(folders) if not (f / "__init__.py").exists()] == []
+
+
+def test_every_room_stands_in_the_import_contract():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    named = [name.strip() for layer in contract["layers"] for name in re.split("[:|]", layer)]
+    assert sorted(named) == sorted(f"robostack.{room}" for room in folders | modules)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
