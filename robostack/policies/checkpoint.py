@@ -51,6 +51,8 @@ from robostack.policies.weights import (
 
 Weights = Literal["average", "model"]
 RUN_FILE = "run.json"
+AVERAGED = ("observe.word.weight", "encoder.word.weight")
+"""Weights of policies that did not know the order of words."""
 LARGEST_DESCRIPTION = 64 << 20
 """Bytes of checkpoint.json; those of statistics, task words and settings are thousands."""
 
@@ -160,6 +162,8 @@ class Checkpoint:
         # A module may register a parameter twice; one of another size altogether is told as soon as it is seen.
         expected = self._kinds(2 * (stored + OVERHEAD * (len(found) + 1000)))
         if told := differences(expected, found):
+            if any(name.endswith(AVERAGED) and name not in expected for name in found):
+                told = "an earlier robostack trained it, whose policies averaged the words of a task: train it again"
             raise CheckpointError(f"{self.file(weights)} does not fit {POLICIES[self.policy].policy}: {told}")
 
     def file(self, name: str) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
 from robostack.core.entities import EntityEncoder
+from robostack.core.text.encoder import TextEncoder
 from robostack.core.vision.images import Size
 from robostack.core.vision.keypoints import KeypointEncoder
 from robostack.core.vision.vit import PatchEncoder
@@ -135,7 +136,7 @@ class ObservationEncoder(nn.Module):
         self._names = tuple(interface.cameras)
         self.entities = make_entity_encoder(config, interface, width)
         self.state_in = nn.Sequential(nn.Linear(interface.state_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
-        self.word = nn.Embedding(interface.vocabulary, width)
+        self.text = TextEncoder(interface.vocabulary, interface.words, width)
         self.look = nn.Parameter(0.02 * torch.randn(obs_steps, width))
         views = [*map(_encoder, self.cameras.values()), *([] if self.entities is None else [self.entities])]
         self.tokens = obs_steps + 1 + obs_steps * sum(view.tokens for view in views)
@@ -151,10 +152,9 @@ class ObservationEncoder(nn.Module):
         mask sees a robot at rest.
         """
         batch, steps = observation.valid.shape
-        words = observation.text.valid
-        told = words.sum(1, keepdim=True)
-        task = (self.word(observation.text.ids) * words[..., None]).sum(1) / told.clamp(min=1)
-        tokens, valid = [self.state_in(observation.state) + self.look, task[:, None]], [observation.valid, told > 0]
+        text, which = observation.text.distinct()
+        tokens = [self.state_in(observation.state) + self.look, self.text(text.ids, text.valid)[which, None]]
+        valid = [observation.valid, observation.text.valid.any(1, keepdim=True)]
         for name, module in zip(self._names, self.cameras.values(), strict=True):
             encoder, present = _encoder(module), observation.present[name][:, None]
             features = encoder(observation.images[name].flatten(0, 1)).unflatten(0, (batch, steps))

@@ -26,8 +26,8 @@ class Text:
 
     def distinct(self) -> tuple[Text, Int[Tensor, " batch"]]:
         """Each different text once, and which of them each row has: a batch mostly has a few."""
-        if len(self.ids) == 1:
-            return self, torch.zeros(1, dtype=torch.long, device=self.ids.device)
+        if len(self.ids) == 1 or not self.ids.shape[1]:
+            return self[:1], torch.zeros(len(self.ids), dtype=torch.long, device=self.ids.device)
         ids, which = torch.unique(self.ids.masked_fill(~self.valid, -1), dim=0, return_inverse=True)
         return Text(ids.clamp(min=0), ids >= 0), which
 

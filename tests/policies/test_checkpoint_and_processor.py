@@ -15,6 +15,7 @@ from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.moments import Moments
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
 from robostack.datasets.windows import WindowSampler
+from robostack.policies.act import ActConfig
 from robostack.policies.checkpoint import Checkpoint, PolicyTraining, TrainedOn, checkpoint_folder
 from robostack.policies.decision_transformer import DecisionTransformerConfig
 from robostack.policies.diffusion import DiffusionConfig
@@ -63,6 +64,17 @@ def test_weights_that_do_not_fit_are_refused(saved: Checkpoint, damage, message:
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.read(saved.path).load()
+
+
+def test_weights_that_average_words_are_told_as_such(saved: Checkpoint) -> None:
+    config = ActConfig(chunk_len=4, execute_len=2, width=16, hidden=16, heads=2)
+    checkpoint = dataclasses.replace(saved, path=saved.path.with_name("step-00000008"), policy="act", config=config)
+    weights = checkpoint.build().state_dict()
+    earlier = {name: value for name, value in weights.items() if not name.startswith("observe.text.")}
+    earlier["observe.word.weight"] = weights["observe.text.word.weight"]
+    checkpoint.save({"average": earlier})
+    with pytest.raises(CheckpointError, match="whose policies averaged the words of a task: train it again"):
+        Checkpoint.read(checkpoint.path).load()
 
 
 def test_a_damaged_or_foreign_checkpoint_is_named(saved: Checkpoint, tmp_path: Path) -> None:

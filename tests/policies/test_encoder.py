@@ -65,12 +65,6 @@ def test_each_token_tells_of_its_part_of_the_observation_and_of_no_other(vision:
     assert touched(images={**observation.images, "wrist": wrist}) == [6]
 
 
-def test_the_order_and_the_number_of_words_is_all_the_same_to_the_task() -> None:
-    encoder, observation = make_encoder(), observe()
-    mean = torch.stack([encoder.word.weight[[1, 2, 3]].mean(0), encoder.word.weight[[4, 5, 6, 7]].mean(0)])
-    torch.testing.assert_close(encoder(observation)[0][:2, 2], mean)
-
-
 def test_a_task_without_words_does_not_count() -> None:
     observation = dataclasses.replace(observe(), text=as_text(torch.zeros(4, 4, dtype=torch.long)))
     tokens, valid = make_encoder()(observation)

@@ -158,7 +158,7 @@ def test_a_refactor_keeps_the_energy() -> None:
 
     policy = make_policy().double()
     with torch.no_grad():
-        for index, parameter in enumerate(policy.parameters()):
+        for index, parameter in enumerate(policy.network.parameters(), 6):
             parameter.copy_(spread(tuple(parameter.shape), 11 * index))
     context, x = spread((2, 32), 3), spread((2, 6), 5)
     values = policy.energy(context, torch.tensor([0.1, 0.9], dtype=torch.float64))(x)

@@ -58,7 +58,7 @@ def test_what_an_earlier_robostack_wrote_is_read_and_acts(name: str, tmp_path: P
     }
     moments = Moments(
         rows,
-        seen=np.ones((1, history.length), bool),
+        valid=np.ones((1, history.length), bool),
         past_action=np.zeros((1, history.steps, 2), np.float32),
         acted=np.ones((1, history.steps), bool),
         returns_to_go=np.ones((1, history.length), np.float32),
