@@ -114,9 +114,9 @@ def expert(arguments: list[str]) -> int:
         as_json, arguments = _take_json(arguments)
         if len(arguments) != 2:
             raise ValueError("--resume takes the folder of a run and nothing else: its settings are its own")
-        from robostack.experts.ppo.training import resume
+        from robostack.experts.ppo.training import resume_expert
 
-        return _expert(Path(arguments[1]), lambda *told: resume(Path(arguments[1]), *told), as_json)
+        return _expert(Path(arguments[1]), lambda *told: resume_expert(Path(arguments[1]), *told), as_json)
 
     from robostack.experts.ppo.config import ExpertConfig, level_of
 
@@ -126,7 +126,7 @@ def expert(arguments: list[str]) -> int:
     parsed = _parse("expert", settings, arguments)
     config: ExpertConfig = parsed.config
     level_of(config.env)  # a wrong name is told before JAX is imported
-    from robostack.experts.ppo.training import train as run
+    from robostack.experts.ppo.training import train_expert as run
 
     return _expert(config.out, lambda *told: run(config, *told), parsed.json)
 

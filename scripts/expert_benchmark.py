@@ -33,7 +33,7 @@ from robostack.common.files import write_file
 from robostack.experts.ppo.acting import PpoExpert, play
 from robostack.experts.ppo.checkpoint import ExpertCheckpoint
 from robostack.experts.ppo.config import ExpertConfig
-from robostack.experts.ppo.training import EVALUATION_SEED, read_log, resume, train, world_of
+from robostack.experts.ppo.training import EVALUATION_SEED, read_updates, resume_expert, train_expert, world_of
 
 RUNS = Path("runs/experts")
 DELAYS = (0, 1, 2, 3, 4)
@@ -142,19 +142,19 @@ def _train(case: Case) -> None:
             raise SystemExit(f"{case.run} is a run of {made.config.updates} updates, not {case.updates}: remove it")
         if made.update < case.updates:
             print("robostack expert --resume", case.run, flush=True)
-            resume(case.run)
+            resume_expert(case.run)
         return
     if case.run.exists():  # interrupted before its first checkpoint
         shutil.rmtree(case.run)
     print("robostack", *case.command, flush=True)
-    train(ExpertConfig(case.env, case.run, updates=case.updates, first_checkpoint=case.first_checkpoint))
+    train_expert(ExpertConfig(case.env, case.run, updates=case.updates, first_checkpoint=case.first_checkpoint))
 
 
 def _measure(case: Case) -> Record:
     """Reads what training left, and plays on old observations."""
     checkpoint = ExpertCheckpoint.read(case.run)
     assert checkpoint.evaluation is not None
-    log = read_log(case.run)
+    log = read_updates(case.run)
     record: Record = {
         "level": case.level,
         "command": case.command,

@@ -232,14 +232,14 @@ def _expert(path: Path, task: str, more: float) -> None:
     from robostack.common.serialize import to_json
     from robostack.experts.ppo.checkpoint import FORMAT, tensors_of
     from robostack.experts.ppo.config import ExpertConfig, PpoConfig
-    from robostack.experts.ppo.network import ActorCritic, Statistics
+    from robostack.experts.ppo.network import ActorCritic, RunningStatistics
 
     ppo = PpoConfig(widths=(8, 8))
     config = ExpertConfig(env="kinetix-s-h6_unicycle_right", out=Path("expert"), ppo=ppo)
     folder = path / "run" / "checkpoints" / "update-00000002"
     folder.mkdir(parents=True)
     network = ActorCritic.initial(jax.random.PRNGKey(0), 6, 2, ppo.widths, ppo.deviation)
-    tensors = tensors_of((network, Statistics.initial(6)))
+    tensors = tensors_of((network, RunningStatistics.initial(6)))
     save_file(tensors, folder / "expert.safetensors")
     save_file({"step": np.zeros(1, np.float32)}, folder / "training.safetensors")
     description = {

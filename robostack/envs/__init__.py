@@ -3,8 +3,10 @@
 env = make("aloha-transfer-cube")                # or make("robostack/AlohaTransferCube-v0")
 envs = make_vector("aloha-transfer-cube", 8)     # eight of them, stepped on all cores
 env = make("kinetix-s-h6_unicycle_right")        # or make("robostack/Kinetix-s-h6_unicycle_right-v0")
-env = make("kinetix:my_level.json")              # a level of one's own; "kinetix:random/m/7" is a random one
+env = make("kinetix:my_level.json")              # your own level; "kinetix:random/m/7" is a random one
 """
+
+from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
@@ -56,9 +58,8 @@ for _id, _kwargs in (
 def resolve(name: str) -> str:
     """The gym id that `name` (a command-line name or a gym id) stands for.
 
-    Raises:
-        ValueError: no environment has this name.
-        MissingExtraError: the extra that the environment needs is not installed.
+    Raises ValueError where no environment has this name, MissingExtraError where the extra that it needs is not
+    installed.
     """
     if name.startswith(("kinetix-", "kinetix:", "robostack/Kinetix-")):
         require_extra("kinetix", "kinetix")

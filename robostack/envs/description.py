@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Description:
-    """What goes for every frame that is seen of an environment."""
+    """What holds for every frame of an environment."""
 
     task: str
     """What to do, in words."""
     fps: float
-    """Control steps a second."""
+    """Control steps per second."""
     robot: str | None
     """Kind of robot, such as "aloha"; data of one kind have entries of one meaning."""
     names: Mapping[str, tuple[str, ...]]
@@ -25,10 +25,8 @@ class Description:
 
 def describe(env: Any) -> Description:
     """Of an environment or a vector of them, wrapped or not: its attributes `task`, `robot`, `feature_names` and
-    `feature_units`, and `metadata["render_fps"]`. Where it has no task, its id stands for one.
-
-    Raises:
-        ValueError: it says no rate.
+    `feature_units`, and `metadata["render_fps"]`. Where it has no task, its id stands for one. Raises ValueError where
+    it gives no rate.
     """
     name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
     fps = env.metadata.get("render_fps")

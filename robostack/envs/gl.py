@@ -55,10 +55,8 @@ def choose_gl() -> str | None:
 
     The backend that `MUJOCO_GL` names comes first, then EGL and OSMesa; the first that works here is written to
     `MUJOCO_GL`. One that was named and does not work, or variables that keep all of them from working, are warned of,
-    and replaced or removed. The answer is remembered in the environment, so a second call costs nothing.
-
-    Returns:
-        The backend ("egl", "osmesa" or "glfw"), or None when there is none: state-only simulation works all the same.
+    and replaced or removed. The answer is remembered in the environment, so a second call costs nothing. It is "egl",
+    "osmesa" or "glfw", or None when there is none: state-only simulation works all the same.
     """
     named = os.environ.get("MUJOCO_GL", "").strip().lower()
     if named in _DISABLED:
@@ -94,11 +92,7 @@ def heed_shell() -> None:
 
 
 def require_gl() -> str:
-    """Like `choose_gl`, for those who are about to render.
-
-    Raises:
-        RuntimeError: there is none.
-    """
+    """Like `choose_gl`, for those who are about to render. Raises RuntimeError where there is none."""
     backend = choose_gl()
     if backend is None:
         given = os.environ.get("MUJOCO_GL")

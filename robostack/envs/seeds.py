@@ -11,11 +11,8 @@ def seed_of_each(
     seed: SupportsIndex | Iterable[SupportsIndex | None] | None, environments: int
 ) -> Sequence[int | None]:
     """A seed for each environment: s means s, s + 1, …; None leaves each one's generator where it is. Integers of any
-    library are integers.
-
-    Raises:
-        ValueError: there are more or fewer seeds than environments.
-        TypeError: a seed is no integer.
+    library are integers. Raises ValueError for more or fewer seeds than environments, TypeError for one that is no
+    integer.
     """
     if seed is None:
         return [None] * environments

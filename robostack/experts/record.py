@@ -30,7 +30,7 @@ class Demonstration(NamedTuple):
 
     seed: int
     frames: dict[str, np.ndarray]
-    """See `record`."""
+    """See `record_episodes`."""
     world: Description
     """What the environment says of itself."""
 
@@ -54,7 +54,7 @@ def demonstrations(
         yield from (one for one in played if one.seed >= start)
 
 
-def record(
+def record_episodes(
     worlds: Any, expert: Expert, seeds: Sequence[int], folder: Path | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """An episode in every row of a vector environment, row i from seeds[i]; the result depends on nothing else.
@@ -125,7 +125,7 @@ def _in_one_program(env: str, asked: Asked, groups: Iterable[range], folder: Pat
     worlds, expert = _make_worlds(env), make_expert(env, asked)
     world = describe(worlds)
     for seeds in groups:
-        for seed, frames in zip(seeds, record(worlds, expert, seeds, folder), strict=True):
+        for seed, frames in zip(seeds, record_episodes(worlds, expert, seeds, folder), strict=True):
             yield Demonstration(seed, frames, world)
 
 
@@ -153,4 +153,5 @@ def _start_worker(env: str, asked: Asked) -> None:
 def _record_in_worker(seeds: range) -> list[Demonstration]:
     assert _worker is not None
     worlds, expert = _worker
-    return [Demonstration(*one, describe(worlds)) for one in zip(seeds, record(worlds, expert, seeds), strict=True)]
+    played = zip(seeds, record_episodes(worlds, expert, seeds), strict=True)
+    return [Demonstration(seed, frames, describe(worlds)) for seed, frames in played]

@@ -21,7 +21,7 @@ from robostack.evaluation.rollout import Outcome, make_worlds, run_together
 from robostack.experts import Asked
 from robostack.experts.collect import CollectConfig, Collected, collect
 from robostack.experts.ppo.acting import PpoExperts
-from robostack.experts.record import record
+from robostack.experts.record import record_episodes
 from robostack.pages.evaluation import write_report
 from robostack.policies.pi0 import Pi0Config
 from robostack.runtime.agent import Agent
@@ -89,7 +89,7 @@ def test_a_mixture_is_kept_whole_and_each_episode_is_its_seed_s(tmp_path: Path) 
     assert max(strongest[0::2]) <= 0.2 < min(strongest[1::2])
     # The last two episodes ran in the second group of rows: alone they come out the same.
     worlds = envs.make_vector(ENV, 4, **KinetixVectorEnv.published)
-    again = record(worlds, PpoExperts(Asked(experts, observe=observe, first=3)), range(7, 11))
+    again = record_episodes(worlds, PpoExperts(Asked(experts, observe=observe, first=3)), range(7, 11))
     for episode, bound in zip(again, bounds[4:], strict=False):
         assert all(np.array_equal(store.read(key, *bound), values) for key, values in episode.items())
 

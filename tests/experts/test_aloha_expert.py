@@ -15,7 +15,7 @@ from robostack.envs.aloha.tasks import TASKS, load_model
 from robostack.envs.gl import choose_gl
 from robostack.experts import Asked, Expert, make_expert
 from robostack.experts.aloha import monotone_cubic, smooth_disturbance
-from robostack.experts.record import record
+from robostack.experts.record import record_episodes
 
 OBJECTS = {"aloha-transfer-cube": 1, "aloha-insertion": 2}
 SEEDS = (0, 1, 2, 3, 1015)  # at 1015 an earlier insertion expert knocked the socket over
@@ -25,11 +25,11 @@ MODEL = load_model(TASKS["transfer_cube"])
 @pytest.fixture(scope="module", params=OBJECTS)
 def demonstrations(request) -> tuple[str, list[dict[str, np.ndarray]]]:
     worlds, expert = envs.make_vector(request.param, 1), make_expert(request.param)
-    return request.param, [episode for seed in SEEDS for episode in record(worlds, expert, [seed])]
+    return request.param, [episode for seed in SEEDS for episode in record_episodes(worlds, expert, [seed])]
 
 
 def demonstrate(name: str, seed: int, **asked: Any) -> dict[str, np.ndarray]:
-    (episode,) = record(envs.make_vector(name, 1), make_expert(name, Asked(**asked)), [seed])
+    (episode,) = record_episodes(envs.make_vector(name, 1), make_expert(name, Asked(**asked)), [seed])
     return episode
 
 
@@ -93,8 +93,8 @@ def test_demonstrations_vary(demonstrations):
 @pytest.mark.parametrize("name", OBJECTS)
 def test_a_demonstration_depends_on_its_seed_alone(name):
     worlds, expert = envs.make_vector(name, 1), make_expert(name)
-    (once,), (_,), (again,) = (record(worlds, expert, [seed]) for seed in (5, 6, 5))
-    _, other = record(envs.make_vector(name, 2), make_expert(name), [6, 5])
+    (once,), (_,), (again,) = (record_episodes(worlds, expert, [seed]) for seed in (5, 6, 5))
+    _, other = record_episodes(envs.make_vector(name, 2), make_expert(name), [6, 5])
     for key, value in once.items():
         np.testing.assert_array_equal(again[key], value)
         np.testing.assert_array_equal(other[key], value)

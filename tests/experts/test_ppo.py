@@ -27,10 +27,10 @@ from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, Transitio
 from robostack.experts.ppo import training as ppo_training
 from robostack.experts.ppo.acting import Acting, PpoExpert, play, used_controls
 from robostack.experts.ppo.algorithm import Learner, Start, advantage, surrogate_loss, update_program
-from robostack.experts.ppo.checkpoint import ExpertCheckpoint, ExpertError, newest
+from robostack.experts.ppo.checkpoint import ExpertCheckpoint, ExpertError, newest_expert
 from robostack.experts.ppo.config import ExpertConfig, PpoConfig
-from robostack.experts.ppo.network import ActorCritic, Statistics
-from robostack.experts.ppo.training import Report, read_log, resume, train
+from robostack.experts.ppo.network import ActorCritic, RunningStatistics
+from robostack.experts.ppo.training import UpdateReport, read_updates, resume_expert, train_expert
 
 ENV = "kinetix-s-h6_unicycle_right"
 TINY = PpoConfig(worlds=8, steps=8, epochs=2, minibatches=2, widths=(16,), max_episode_steps=12, normalise=True)
@@ -44,7 +44,7 @@ def config(out: Path) -> ExpertConfig:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tiny updates in a real level, with checkpoints after 1, 2 and 4."""
-    return train(config(tmp_path_factory.mktemp("expert") / "run"))
+    return train_expert(config(tmp_path_factory.mktemp("expert") / "run"))
 
 
 class Place(NamedTuple):
@@ -123,7 +123,7 @@ def test_surrogate_is_the_clipped_objective() -> None:
 
 def test_statistics_are_those_of_all_observations() -> None:
     observations = np.random.default_rng(2).normal(3.0, [0.1, 5.0, 0.0], (5, 7, 11, 3)).astype(np.float32)
-    statistics = Statistics.initial(3)
+    statistics = RunningStatistics.initial(3)
     np.testing.assert_allclose(statistics.normalised(jnp.array(observations[0])), observations[0].clip(-10, 10))
     for part in observations:
         statistics = statistics.updated(jnp.array(part))
@@ -202,20 +202,20 @@ def test_a_run_leaves_checkpoints_with_what_they_reach(run: Path) -> None:
     assert checkpoint.update == 4 and checkpoint.evaluation["episodes"] == 8
     low, high = checkpoint.evaluation["success_interval"]
     assert low <= checkpoint.evaluation["success"] <= high
-    log = read_log(run)
+    log = read_updates(run)
     assert [line["update"] for line in log] == [1, 2, 3, 4] and log[-1]["env_steps"] == 4 * 64
     assert all(a["cpu_s"] < b["cpu_s"] for a, b in pairwise(log))
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(newest(tmp_path / "run"))
-    assert newest(resume(tmp_path / "run")).name == newest(run).name
+    shutil.rmtree(newest_expert(tmp_path / "run"))
+    assert newest_expert(resume_expert(tmp_path / "run")).name == newest_expert(run).name
     for file in ("expert.safetensors", "training.safetensors"):
-        assert (newest(run) / file).read_bytes() == (newest(tmp_path / "run") / file).read_bytes()
+        assert (newest_expert(run) / file).read_bytes() == (newest_expert(tmp_path / "run") / file).read_bytes()
     timings = ("steps_per_s", "cpu_s", "time_s")
     whole, resumed = (
-        [{key: value for key, value in line.items() if key not in timings} for line in read_log(folder)]
+        [{key: value for key, value in line.items() if key not in timings} for line in read_updates(folder)]
         for folder in (run, tmp_path / "run")
     )
     assert whole == resumed
@@ -246,7 +246,7 @@ def test_actions_stay_within_bounds_and_unused_ones_are_zero(run: Path) -> None:
 
 
 def test_wrong_observations_are_told(run: Path) -> None:
-    expert = PpoExpert.load(newest(run))
+    expert = PpoExpert.load(newest_expert(run))
     with pytest.raises(ExpertError, match=r"sees observation.state, got observation.entities"):
         expert.act({"observation.entities": np.zeros((1, 3))})
     with pytest.raises(ExpertError, match=r"expected observation.state of shape \(batch, 140\), got \(2, 247\)"):
@@ -257,12 +257,12 @@ def same(one: Path, other: Path) -> bool:
     """Equal state after the last update, and equal reports but for their times."""
     timings = ("steps_per_s", "cpu_s", "time_s")
     logs = [
-        [{key: value for key, value in line.items() if key not in timings} for line in read_log(folder)]
+        [{key: value for key, value in line.items() if key not in timings} for line in read_updates(folder)]
         for folder in (one, other)
     ]
     files = ("expert.safetensors", "training.safetensors")
     return logs[0] == logs[1] and all(
-        (newest(one) / file).read_bytes() == (newest(other) / file).read_bytes() for file in files
+        (newest_expert(one) / file).read_bytes() == (newest_expert(other) / file).read_bytes() for file in files
     )
 
 
@@ -270,18 +270,18 @@ def same(one: Path, other: Path) -> bool:
 def test_an_interrupt_leaves_a_checkpoint_that_goes_on_bit_for_bit(
     run: Path, tmp_path: Path, number: int, update: int
 ) -> None:
-    def stop(report: Report) -> None:
+    def stop(report: UpdateReport) -> None:
         if report.update == update:
             os.kill(os.getpid(), number)
 
     told = dataclasses.replace(config(tmp_path / "run"), first_checkpoint=2)
     with pytest.raises(Interrupted) as stopped:
-        train(told, stop)
+        train_expert(told, stop)
     assert f"update-{update:08d} is kept, and robostack expert --resume {told.out} goes on" in str(stopped.value)
     assert ExpertCheckpoint.read(told.out).evaluation is None
     with pytest.raises(FileExistsError, match=f"robostack expert --resume {told.out} goes on"):
-        train(told)
-    resume(told.out)
+        train_expert(told)
+    resume_expert(told.out)
     assert same(told.out, run)
     last = ExpertCheckpoint.read(told.out)
     assert last.evaluation == ExpertCheckpoint.read(run).evaluation
@@ -290,7 +290,7 @@ def test_an_interrupt_leaves_a_checkpoint_that_goes_on_bit_for_bit(
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_what_an_earlier_robostack_wrote_is_still_read(run: Path, tmp_path: Path, version: int) -> None:
-    folder = shutil.copytree(newest(run), tmp_path / "expert")
+    folder = shutil.copytree(newest_expert(run), tmp_path / "expert")
     values = json.loads((folder / "expert.json").read_text())
     values["format"] = f"robostack-expert-{version}"
     if version == 1:
@@ -307,32 +307,32 @@ def test_a_run_without_a_checkpoint_starts_from_update_0(run: Path, tmp_path: Pa
     class Killed(Exception):
         pass
 
-    def kill(report: Report) -> None:
+    def kill(report: UpdateReport) -> None:
         raise Killed
 
     told = dataclasses.replace(config(tmp_path / "run"), first_checkpoint=4)
     with pytest.raises(Killed):
-        train(told, kill)
+        train_expert(told, kill)
     with pytest.raises(
         ExpertError, match=f"no expert at {told.out} yet.* robostack expert --resume {told.out} goes on"
     ):
         ExpertCheckpoint.read(told.out)
-    resume(told.out)
+    resume_expert(told.out)
     assert same(told.out, run)
 
 
 def test_an_evaluation_that_was_stopped_is_made_up_for(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    file = newest(tmp_path / "run") / "expert.json"
+    file = newest_expert(tmp_path / "run") / "expert.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "evaluation": None}))
-    resume(tmp_path / "run")
+    resume_expert(tmp_path / "run")
     assert ExpertCheckpoint.read(tmp_path / "run").evaluation == ExpertCheckpoint.read(run).evaluation
 
 
 def test_a_policy_that_is_not_finite_is_not_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where the figures of its update are."""
     shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(newest(tmp_path / "run"))
+    shutil.rmtree(newest_expert(tmp_path / "run"))
     updated = ppo_training.update_program
 
     class Poisoned:
@@ -352,15 +352,15 @@ def test_a_policy_that_is_not_finite_is_not_kept(run: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(ppo_training, "update_program", lambda *told: Poisoned(updated(*told)))
     with pytest.raises(RuntimeError, match=r"update-00000002 is kept.*smaller learning rate"):
-        resume(tmp_path / "run")
-    assert newest(tmp_path / "run").name == "update-00000002"
+        resume_expert(tmp_path / "run")
+    assert newest_expert(tmp_path / "run").name == "update-00000002"
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
     """In a process whose files may not grow beyond a size: a log that has grown so far already."""
     shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(newest(tmp_path / "run"))
-    largest = max(file.stat().st_size for file in newest(run).iterdir())
+    shutil.rmtree(newest_expert(tmp_path / "run"))
+    largest = max(file.stat().st_size for file in newest_expert(run).iterdir())
     for limit, kept in ((largest - 1, "update-00000002 is kept"), (200, "update-00000002 is kept")):
         done = subprocess.run(
             [sys.executable, "-c", "from robostack.cli import main; raise SystemExit(main())", "expert", "--resume",
@@ -371,9 +371,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(run: Path, tmp_pa
         lines = [line for line in done.stderr.splitlines() if "disk is full" in line or "Traceback" in line]
         assert done.returncode == 1 and len(lines) == 1, done.stderr
         assert kept in lines[0] and f"robostack expert --resume {tmp_path / 'run'}" in lines[0]
-        assert newest(tmp_path / "run").name == "update-00000002"
+        assert newest_expert(tmp_path / "run").name == "update-00000002"
         assert not list((tmp_path / "run").rglob(".*.new"))
-    resume(tmp_path / "run")
+    resume_expert(tmp_path / "run")
     assert same(tmp_path / "run", run)
 
 
@@ -399,7 +399,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(run: Path, tmp_pa
 )
 def test_what_cannot_be_is_refused(run: Path, tmp_path: Path, path: tuple[str, ...], value: Any) -> None:
     folder = tmp_path / "run" / "checkpoints" / "update-00000004"
-    shutil.copytree(newest(run), folder)
+    shutil.copytree(newest_expert(run), folder)
     values = json.loads((folder / "expert.json").read_text())
     place = values
     for key in path[:-1]:
@@ -408,7 +408,7 @@ def test_what_cannot_be_is_refused(run: Path, tmp_path: Path, path: tuple[str, .
     (folder / "expert.json").write_text(json.dumps(values))
     with pytest.raises(ExpertError) as told:
         PpoExpert.load(folder)
-        resume(tmp_path / "run")
+        resume_expert(tmp_path / "run")
     assert "\n" not in str(told.value) and len(str(told.value)) < 1000
 
 
@@ -416,7 +416,7 @@ def test_what_cannot_be_is_refused(run: Path, tmp_path: Path, path: tuple[str, .
 @pytest.mark.parametrize("damage", ["zeros", "pipe", "device", "short", "huge"])
 def test_a_file_that_is_not_what_was_written_is_refused(run: Path, tmp_path: Path, name: str, damage: str) -> None:
     folder = tmp_path / "run" / "checkpoints" / "update-00000004"
-    shutil.copytree(newest(run), folder)
+    shutil.copytree(newest_expert(run), folder)
     file = folder / name
     data = file.read_bytes()
     match damage:
@@ -431,13 +431,13 @@ def test_a_file_that_is_not_what_was_written_is_refused(run: Path, tmp_path: Pat
             os.mkfifo(file) if damage == "pipe" else file.symlink_to("/dev/zero")
     with pytest.raises(ExpertError) as told:
         PpoExpert.load(folder)
-        resume(tmp_path / "run")
+        resume_expert(tmp_path / "run")
     assert "\n" not in str(told.value)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
-    shutil.copytree(newest(run), folder)
+    shutil.copytree(newest_expert(run), folder)
     whole = load_file(folder / "expert.safetensors")
     name = "0.actor.0.weight"
     for tensors, told in (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from robostack import envs
-from robostack.experts.record import record
+from robostack.experts.record import record_episodes
 
 ROWS, STEPS, PICTURE = 8, 40, (200, 200, 3)
 VIEW = "observation.images.view"
@@ -54,7 +54,7 @@ class Player:
 def test_each_row_is_recorded_as_it_went_and_no_more_than_an_episode_is_held(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
-        episodes = record(Worlds(), Player("observation.state", VIEW), range(ROWS), tmp_path)
+        episodes = record_episodes(Worlds(), Player("observation.state", VIEW), range(ROWS), tmp_path)
         for i, episode in enumerate(episodes):
             assert {len(rows) for rows in episode.values()} == {STEPS - i}
             assert episode[VIEW].shape[1:] == PICTURE
@@ -72,8 +72,8 @@ def test_each_row_is_recorded_as_it_went_and_no_more_than_an_episode_is_held(tmp
 
 def test_in_memory_it_is_the_same(tmp_path: Path) -> None:
     player = Player("observation.state", VIEW)
-    pairs = zip(record(Worlds(), player, range(ROWS), tmp_path), record(Worlds(), player, range(ROWS)), strict=True)
-    for filed, held in pairs:
+    in_files, in_memory = (record_episodes(Worlds(), player, range(ROWS), folder) for folder in (tmp_path, None))
+    for filed, held in zip(in_files, in_memory, strict=True):
         assert list(filed) == list(held) == ["observation.state", VIEW, "action", "next.reward", "next.success"]
         for key, rows in filed.items():
             np.testing.assert_array_equal(rows, held[key])
@@ -82,7 +82,7 @@ def test_in_memory_it_is_the_same(tmp_path: Path) -> None:
 
 def test_an_observation_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match=r"there is no observation\.depth to record"):
-        next(record(Worlds(), Player("observation.depth"), range(ROWS)))
+        next(record_episodes(Worlds(), Player("observation.depth"), range(ROWS)))
 
 
 def test_an_episode_that_breaks_the_simulation_ends_with_the_action_that_did() -> None:
@@ -96,7 +96,7 @@ def test_an_episode_that_breaks_the_simulation_ends_with_the_action_that_did() -
         def act(self, look):
             return worlds.single_action_space.sample()[None]
 
-    episodes = [episode for seed in range(20) for episode in record(worlds, Wild("observation.state"), [seed])]
+    episodes = [episode for seed in range(20) for episode in record_episodes(worlds, Wild("observation.state"), [seed])]
     broken = [episode for episode in episodes if len(episode["action"]) < 400]
     assert broken and all(episode["next.reward"][-1] == 0 and not episode["next.success"][-1] for episode in broken)
     assert all({len(rows) for rows in episode.values()} == {len(episode["action"])} for episode in broken)

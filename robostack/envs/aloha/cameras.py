@@ -1,5 +1,7 @@
 """Named cameras of the ALOHA scene. Free of MuJoCo, so that a command line can parse them cheaply."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,21 +12,16 @@ IMAGES = "observation.images."
 
 @dataclass(frozen=True)
 class Camera:
-    """A view of the scene.
-
-    Attributes:
-        name: what appears in the observation key `observation.images.<name>`.
-        mount: the camera of the MuJoCo model that gives position and direction.
-        height: pixels.
-        width: pixels.
-        fovy: vertical field of view in degrees; None keeps the model's.
-    """
+    """A view of the scene, `height` × `width` pixels."""
 
     name: str
+    """What appears in the observation key `observation.images.<name>`."""
     mount: str
+    """The camera of the MuJoCo model that gives position and direction."""
     height: int = 96
     width: int = 96
     fovy: float | None = None
+    """Vertical field of view in degrees; None keeps the model's."""
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -39,7 +36,7 @@ CAMERAS: Mapping[str, Camera] = MappingProxyType(
     {
         camera.name: camera
         for camera in (
-            Camera("top", mount="top"),  # 78 degrees, as gym_aloha renders it: 15 mm a pixel at 84 pixels
+            Camera("top", mount="top"),  # 78 degrees, as gym_aloha renders it: 15 mm per pixel at 84 pixels
             Camera("top_zoom", mount="top", fovy=42.0),
             Camera("left_wrist", mount="left_wrist"),
             Camera("right_wrist", mount="right_wrist"),
@@ -55,11 +52,8 @@ _CAMERA_TEXT = re.compile(r"(?P<name>[a-z_]+)(?::(?P<height>\d+)x(?P<width>\d+))
 
 
 def parse_camera(text: str) -> Camera:
-    """The camera that `NAME` or `NAME:HEIGHTxWIDTH` describes, e.g. `top_zoom:64x64`.
-
-    Raises:
-        ValueError: the text has another form, or no preset has this name.
-    """
+    """The camera that `NAME` or `NAME:HEIGHTxWIDTH` describes, e.g. `top_zoom:64x64`. Raises ValueError where the text
+    has another form or no preset has this name."""
     match = _CAMERA_TEXT.fullmatch(text)
     if match is None:
         raise ValueError(f"camera {text!r}: expected NAME or NAME:HEIGHTxWIDTH, such as top_zoom:64x64")

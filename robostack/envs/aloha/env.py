@@ -32,7 +32,7 @@ GRIPPER_CLOSED, GRIPPER_OPEN = 0.01844, 0.05800
 _SPAN = GRIPPER_OPEN - GRIPPER_CLOSED
 GRIPPERS = (6, 13)  # in the 14 numbers of a state or an action
 
-# qpos and ctrl hold 8 numbers an arm: six joints, left finger, right finger (which mirrors the left one).
+# qpos and ctrl hold 8 numbers per arm: six joints, left finger, right finger (which mirrors the left one).
 _QPOS_OF_STATE = np.array([0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14])
 _ACTION_OF_CTRL = np.array([0, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 12, 13, 13])
 _CTRL_SCALE = np.array([1, 1, 1, 1, 1, 1, _SPAN, -_SPAN] * 2)
@@ -80,17 +80,11 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         render_width: int = 640,
         model: mujoco.MjModel | None = None,
     ) -> None:
-        """Builds the simulation.
+        """Builds the simulation of a task in `TASKS`.
 
-        Args:
-            task: a name in `TASKS`.
-            cameras: rendered into every observation; `render_camera` gives single frames without that cost.
-            object_poses: whether observations hold `observation.environment_state`.
-            render_mode: `rgb_array` or None.
-            render_view: what `render` shows; by default the scene from the front.
-            render_height: pixels of `render`.
-            render_width: pixels of `render`.
-            model: the task's model, to share it with another environment; by default one of its own is compiled.
+        `cameras` are rendered into every observation; `render_camera` gives single frames without that cost. With
+        `object_poses` observations hold `observation.environment_state`. `render` shows `render_view`, by default the
+        scene from the front. `model` is the task's, to share it with another environment; by default one is compiled.
         """
         if task not in TASKS:
             raise ValueError(f"unknown ALOHA task {task!r}: known are {', '.join(TASKS)}")
@@ -122,14 +116,10 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     def reset(
         self, *, seed: SupportsIndex | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Starts an episode at the start pose of the arms.
+        """Starts an episode at the start pose of the arms. `seed` fixes it; without, `np_random` goes on where it is.
 
-        Args:
-            seed: fixes the episode; without one, `np_random` goes on where it is.
-            options: may hold `object_poses`, the (7 · objects,) start poses to use instead of drawn ones.
-
-        Raises:
-            ValueError: unknown option, or poses of another shape, not finite, or without a unit quaternion.
+        `options` may hold `object_poses`, the (7 · objects,) start poses to use instead of drawn ones. Raises
+        ValueError for another option, or poses of another shape, not finite, or without a unit quaternion.
         """
         super().reset(seed=None if seed is None else operator.index(seed))  # Gymnasium takes no integers of numpy's
         options = dict(options or {})
@@ -154,11 +144,7 @@ class AlohaEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         return self.observe(), self._info(0, False)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Advances 20 ms.
-
-        Raises:
-            ValueError: the action has another shape or is not finite.
-        """
+        """Advances 20 ms. Raises ValueError for an action of another shape or one that is not finite."""
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (14,):
             raise ValueError(f"expected an action of shape (14,), got {action.shape}")

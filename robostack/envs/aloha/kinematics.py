@@ -7,6 +7,8 @@ Each iteration solves Δq = Jᵀ (J Jᵀ + λ² I)⁻¹ e for the pose error e =
 # mujoco is a binary module without stubs:
 # pyright: reportAttributeAccessIssue=false
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,30 +23,24 @@ _JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_r
 
 @dataclass(frozen=True)
 class Pose:
-    """A fingertip pose in the world frame.
-
-    Attributes:
-        position: (3,) metres.
-        rotation: (3, 3); x points out of the gripper, the fingers move along y.
-    """
+    """A fingertip pose in the world frame."""
 
     position: np.ndarray
+    """(3,) metres."""
     rotation: np.ndarray
+    """(3, 3); x points out of the gripper, the fingers move along y."""
 
 
 @dataclass(frozen=True)
 class Links:
-    """The six links of an arm, from the base on, each turned by a hinge at its origin.
-
-    Attributes:
-        positions: (6, 3) metres, in the frame of the link before at its angle 0; the first in the world frame.
-        rotations: (6, 3, 3), likewise.
-        axes: (6, 3) of the hinges, in their links' frames. The fingertip is at `FINGERTIP` in the last.
-    """
+    """The six links of an arm, from the base on, each turned by a hinge at its origin."""
 
     positions: np.ndarray
+    """(6, 3) metres, in the frame of the link before at its angle 0; the first in the world frame."""
     rotations: np.ndarray
+    """(6, 3, 3), likewise."""
     axes: np.ndarray
+    """(6, 3) of the hinges, in their links' frames. The fingertip is at `FINGERTIP` in the last."""
 
 
 class ArmKinematics:
@@ -61,11 +57,8 @@ class ArmKinematics:
         self._jacobian = np.zeros((6, model.nv))
 
     def links(self) -> Links:
-        """The arm as a chain of hinges, for who computes its kinematics elsewhere.
-
-        Raises:
-            ValueError: a hinge of the model is off its link's origin.
-        """
+        """The arm as a chain of hinges, to compute its kinematics elsewhere. Raises ValueError where a hinge of the
+        model is off its link's origin."""
         joints = [self._model.jnt_dofadr.tolist().index(dof) for dof in self._dofs]
         if np.abs(self._model.jnt_pos[joints]).max() > 0.0:
             raise ValueError("expected hinges at their links' origins, got a model with others")
@@ -89,16 +82,10 @@ class ArmKinematics:
         return Pose(self._data.xpos[self._gripper] + rotation @ FINGERTIP, rotation)
 
     def inverse(self, target: Pose, start: np.ndarray, tolerance: float = 1e-4, iterations: int = 100) -> np.ndarray:
-        """Six joint angles (radians) within their limits that reach `target`, searched from `start`.
+        """Six joint angles (radians) within their limits that reach `target`, searched from the (6,) angles `start`.
 
-        Args:
-            target: the fingertip pose.
-            start: (6,) angles; the answer lies on the same branch if they are near.
-            tolerance: largest error that counts as reached, metres and radians.
-            iterations: to give up after.
-
-        Raises:
-            ValueError: the pose cannot be reached from there.
+        The answer lies on the branch of `start` if it is near. Errors up to `tolerance`, in metres and radians, count
+        as reached. Raises ValueError where that takes more than `iterations`.
         """
         joints = np.array(start, dtype=np.float64)
         for _ in range(iterations):

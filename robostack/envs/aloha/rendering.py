@@ -3,6 +3,8 @@
 # mujoco is a binary module without stubs:
 # pyright: reportAttributeAccessIssue=false
 
+from __future__ import annotations
+
 import atexit
 import importlib
 import weakref
@@ -25,7 +27,7 @@ Preset = Literal["fast", "pretty"]
 
 @dataclass(frozen=True)
 class RenderQuality:
-    """What a picture spends its time on; None keeps the model's own number of samples a pixel."""
+    """What a picture spends its time on; None keeps the model's own number of samples per pixel."""
 
     shadows: bool
     samples: int | None
@@ -61,9 +63,7 @@ class Renderer:
     def render(self, data: mujoco.MjData, camera: Camera) -> np.ndarray:
         """A picture of `data`: (height, width, 3) uint8, first row on top.
 
-        Raises:
-            ValueError: the model has no camera of that name.
-            RuntimeError: no OpenGL backend is available, or the one there is fails.
+        Raises ValueError where the model has no camera of that name, RuntimeError where OpenGL is missing or fails.
         """
         view = mujoco.MjvCamera()
         view.type = mujoco.mjtCamera.mjCAMERA_FIXED
@@ -126,18 +126,15 @@ class Renderer:
         return context
 
 
-def _close_if_alive(renderer: "weakref.ref[Renderer]") -> None:
+def _close_if_alive(renderer: weakref.ref[Renderer]) -> None:
     alive = renderer()
     if alive is not None:
         alive.close()
 
 
 class _OffscreenGL:
-    """MuJoCo's OpenGL context of the backend that this machine offers; when made it is current.
-
-    Raises:
-        RuntimeError: there is no backend, or it gives no context.
-    """
+    """MuJoCo's OpenGL context of the backend that this machine offers; when made it is current. Raises RuntimeError
+    where there is no backend or it gives no context."""
 
     def __init__(self, width: int, height: int) -> None:
         self._backend = require_gl()

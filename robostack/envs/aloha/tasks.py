@@ -6,6 +6,8 @@ Both tasks count progress in stages 0 to 4, read from which geoms touch; the rew
 # mujoco is a binary module without stubs:
 # pyright: reportAttributeAccessIssue=false
 
+from __future__ import annotations
+
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping
@@ -50,25 +52,22 @@ class Touch:
 
 @dataclass(frozen=True)
 class Task:
-    """One manipulation task.
-
-    Attributes:
-        name: as in gym_aloha.
-        text: the instruction for language-conditioned policies.
-        model_file: MuJoCo model in gym_aloha's assets.
-        objects: the free objects, in the order of their poses in qpos[16:].
-        touches: the contacts that the stage depends on.
-        stage: the stage (0 to 4) as a function of those contacts, one bool each.
-        stage_names: what has happened at each stage, for people.
-    """
+    """One manipulation task."""
 
     name: str
+    """As in gym_aloha."""
     text: str
+    """The instruction for language-conditioned policies."""
     model_file: str
+    """MuJoCo model in gym_aloha's assets."""
     objects: tuple[ObjectStart, ...]
+    """The free objects, in the order of their poses in qpos[16:]."""
     touches: tuple[Touch, ...]
+    """The contacts that the stage depends on."""
     stage: Callable[..., int]
+    """The stage (0 to 4) as a function of those contacts, one bool each."""
     stage_names: tuple[str, ...]
+    """What has happened at each stage, for people."""
 
 
 def transfer_cube_stage(right: bool, left: bool, on_table: bool) -> int:
@@ -136,10 +135,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 def load_model(task: Task) -> mujoco.MjModel:
     """Compiles the task's MuJoCo model from the files that the gym_aloha package ships.
 
-    The package is located, not imported: importing it would load dm_control.
-
-    Raises:
-        MissingExtraError: gym_aloha is not installed.
+    The package is located, not imported: importing it would load dm_control. Raises MissingExtraError without it.
     """
     require_extra("gym_aloha", "aloha")
     spec = importlib.util.find_spec("gym_aloha")

@@ -46,14 +46,10 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         threads: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """Builds the environments.
+        """Builds the environments, from `kwargs` for every `AlohaEnv`.
 
-        Args:
-            num_envs: how many.
-            max_episode_steps: after so many steps an episode is truncated.
-            cameras: rendered into every observation.
-            threads: how many step physics at once; by default one a core that this process may use.
-            kwargs: for every `AlohaEnv`.
+        After `max_episode_steps` an episode is truncated. `cameras` are rendered into every observation. So many
+        `threads` step physics at once, by default one per core that this process may use.
         """
         if num_envs < 1:
             raise ValueError(f"expected at least one environment, got num_envs={num_envs}")
@@ -88,12 +84,10 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         seed: SupportsIndex | Iterable[SupportsIndex | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Starts episodes.
+        """Starts episodes. `seed` is one for every environment, or a number s for s, s + 1, …
 
-        Args:
-            seed: one for every environment, or a number s for s, s + 1, …
-            options: may hold `reset_mask`, (num_envs,) bool: which to reset (the others keep their episodes);
-                and `object_poses`, (num_envs, 7 · objects).
+        `options` may hold `reset_mask`, (num_envs,) bool: which to reset (the others keep their episodes); and
+        `object_poses`, (num_envs, 7 · objects).
         """
         options = dict(options or {})
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
@@ -111,16 +105,9 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Advances every environment by 20 ms, but those whose episodes are over: they start another.
 
-        Args:
-            actions: (num_envs, 14).
-
-        Returns:
-            Observations, rewards, terminated (the simulation diverged), truncated, and `info` with `stage`, `success`
-            and `diverged`, (num_envs,) each; see `AlohaEnv`.
-
-        Raises:
-            ValueError: an action has another shape or is not finite.
-            RuntimeError: an environment has never been reset.
+        From actions (num_envs, 14) to observations, rewards, terminated (the simulation diverged), truncated, and
+        `info` with `stage`, `success` and `diverged`, (num_envs,) each; see `AlohaEnv`. Raises ValueError for actions
+        of another shape or not finite, RuntimeError where an environment has never been reset.
         """
         actions = np.asarray(actions, dtype=np.float64)
         if actions.shape != (self.num_envs, 14):
@@ -171,7 +158,7 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             other.result()
 
     def look(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """Those of the `wanted` observations that there are, as they are now, each with a row an environment.
+        """Those of the `wanted` observations that the environments have, at this step, one row per environment.
 
         `wanted` maps keys to the shape of a row; cameras need not be those of the observations.
         """
@@ -190,7 +177,7 @@ class AlohaVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         return frame
 
     def render(self) -> tuple[np.ndarray | None, ...]:
-        """One picture an environment."""
+        """One picture per environment."""
         return tuple(env.render() for env in self.envs)
 
     def close_extras(self, **kwargs: Any) -> None:

@@ -12,6 +12,8 @@ Columns:
 Polygons are numbered before circles, as in the package. Lost of its observation are the attention masks alone.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """One level as a Gymnasium environment."""
 
+from __future__ import annotations
+
 import operator
 from functools import cache
 from typing import Any, SupportsIndex
@@ -38,18 +40,12 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         dense_reward_scale: float = 1.0,
         render_mode: str | None = None,
     ) -> None:
-        """Loads the level; the first step compiles (some 20 s, or 3 s from the compile cache).
+        """Loads the level (see `load_level`); the first step compiles (some 20 s, or 3 s from the compile cache).
 
-        Args:
-            level: a name, a file or a loaded level; see `load_level`.
-            observation: `flat`, `entities` or `pixels`.
-            action_noise: standard deviation of Gaussian noise on the actions.
-            dense_reward_scale: reward for a metre that green comes nearer to blue.
-            render_mode: `rgb_array` or None.
-
-        Raises:
-            ValueError: there is no such level, or an option is wrong.
-            MissingExtraError: kinetix is not installed.
+        `observation` is `flat`, `entities` or `pixels`, `action_noise` the standard deviation of Gaussian noise on the
+        actions, `dense_reward_scale` the reward for a metre that green comes nearer to blue, `render_mode` `rgb_array`
+        or None. Raises ValueError where there is no such level or an option is wrong, MissingExtraError without
+        kinetix.
         """
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"expected render_mode None or 'rgb_array', got {render_mode!r}")
@@ -77,11 +73,7 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         return _numpy(_observe(self.simulation)(self.state)), self._info(False, False)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Advances 1/30 s.
-
-        Raises:
-            ValueError: the action has another shape or is not finite.
-        """
+        """Advances 1/30 s. Raises ValueError for an action of another shape or one that is not finite."""
         check_not_forked()
         action = checked_actions(action, self.action_space.shape or ())
         transition, observation = _step(self.simulation)(self.state, action, self._key)
@@ -101,11 +93,7 @@ class KinetixEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
 
 def checked_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """As float32.
-
-    Raises:
-        ValueError: another shape, or not finite.
-    """
+    """As float32. Raises ValueError for another shape or numbers that are not finite."""
     actions = np.asarray(actions, dtype=np.float32)
     one = len(shape) == 1
     if actions.shape != shape:

@@ -1,8 +1,10 @@
-"""Levels: those that ship with kinetix, files of one's own, and random ones.
+"""Levels: those that ship with kinetix, your own files, and random ones.
 
 A level is a start state and the sizes and constants of its world. The package's own loader compiles as it reads
-(5 s a level); this one reads the same file into the same numbers with numpy, in milliseconds.
+(5 s per level); this one reads the same file into the same numbers with numpy, in milliseconds.
 """
+
+from __future__ import annotations
 
 import difflib
 import importlib.util
@@ -80,9 +82,7 @@ def level_names() -> list[str]:
 def load_level(name: str) -> Level:
     """A shipped level ("s/h6_unicycle_right"), a random one ("random/m/7": size, seed) or a file (anything in .json).
 
-    Raises:
-        ValueError: there is no such level, or its file is not one; the message is one line.
-        MissingExtraError: kinetix is not installed.
+    Raises ValueError where there is no such level or its file is not one, MissingExtraError without kinetix.
     """
     require_extra("kinetix", "kinetix")
     if drawn := re.fullmatch(r"random/(\w+)/(\d{1,30})", name):
@@ -103,10 +103,8 @@ def load_level(name: str) -> Level:
 def random_level(size: str, seed: int) -> Level:
     """A level from the package's own generator: the same seed gives the same level. Nobody knows if it can be solved.
 
-    The first of a size takes as long as compiling does: some 25 s, or 12 s from the compile cache.
-
-    Raises:
-        ValueError: an unknown size, or a seed that does not fit 32 bits.
+    The first of a size takes as long as compiling does: some 25 s, or 12 s from the compile cache. Raises ValueError
+    for an unknown size or a seed that does not fit 32 bits.
     """
     from robostack.envs.kinetix import package
 

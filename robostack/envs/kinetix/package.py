@@ -2,11 +2,11 @@
 
 `import kinetix.environment` loads wandb, distrax and gymnax's zoo and takes 12 to 17 s. The environment's own files
 need none of them: read past the packages' __init__ files they take about 1 s on top of JAX.
-Importing this module also tells JAX where to keep compiled programs.
-
-Raises on import:
-    MissingExtraError: jax or kinetix is not installed.
+Importing this module also tells JAX where to keep compiled programs. It raises MissingExtraError where jax or kinetix
+is not installed.
 """
+
+from __future__ import annotations
 
 import hashlib
 import importlib
@@ -107,11 +107,7 @@ _PROCESS = os.getpid()
 
 
 def check_not_forked() -> None:
-    """Fails where JAX would hang for ever.
-
-    Raises:
-        RuntimeError: this process was forked from one in which JAX had been imported.
-    """
+    """Raises RuntimeError where JAX would hang forever: in a process forked from one that had imported it."""
     if os.getpid() != _PROCESS:
         raise RuntimeError("this process was forked after JAX had started, and would hang: use spawn or forkserver")
 

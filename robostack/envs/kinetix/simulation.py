@@ -4,6 +4,8 @@ The physics, rewards and features are the package's own; not its automatic reset
 nor its time limit, which it reports as an ending like any other.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -62,28 +64,22 @@ class Simulation:
     """One level: an episode starts in `initial()`, always the same, and goes on by `step`.
 
     Two simulations are equal if they step and observe alike, wherever their levels start: what was compiled with one
-    serves the other, if it takes the start state as an argument.
-
-    Attributes:
-        level: start state, sizes and constants of the world.
-        observation: `flat`, `entities` or `pixels`; see `observe`.
-        action_noise: standard deviation of Gaussian noise on the actions (0.1 in arXiv 2506.07339).
-        dense_reward_scale: how much of a reward a metre is that green comes nearer to blue.
+    serves the other, if it takes the start state as an argument. Raises ValueError for an unknown observation, or noise
+    or a scale that is negative or not finite.
     """
 
     level: Level = field(compare=False)
+    """Start state, sizes and constants of the world."""
     observation: str = "flat"
+    """`flat`, `entities` or `pixels`; see `observe`."""
     action_noise: float = 0.0
+    """Standard deviation of Gaussian noise on the actions (0.1 in arXiv 2506.07339)."""
     dense_reward_scale: float = 1.0
+    """The reward for a metre that green comes nearer to blue."""
     static_params: Any = field(init=False, repr=False)
     params: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Checks the options.
-
-        Raises:
-            ValueError: an unknown observation, or noise or a scale that is negative or not finite.
-        """
         if self.observation not in OBSERVATIONS:
             raise ValueError(f"unknown observation {self.observation!r}: known are {', '.join(OBSERVATIONS)}")
         for name in ("action_noise", "dense_reward_scale"):
@@ -101,20 +97,16 @@ class Simulation:
         return jax.tree.map(jnp.asarray, self.level.state)
 
     def step(self, state: State, action: Array, key: Array) -> Transition:
-        """1/30 s.
+        """1/30 s from `state`, which is of `initial` or an earlier step and counts its steps in `timestep`.
 
-        Args:
-            state: of `initial` or an earlier step; `state.timestep` counts steps.
-            action: (6,) 4 motors from −1 to 1, 2 thrusters from 0 to 1; clipped, after noise.
-            key: of this step's noise; unused without noise.
-
+        `action` (6,) holds 4 motors from −1 to 1 and 2 thrusters from 0 to 1; it is clipped, after noise from `key`.
         The reward is 1 where green touches blue, −1 where green touches red, plus what the distance between green and
         blue shrank by, in metres times `dense_reward_scale`; that part is 0 in an episode's first step.
         """
         action = self.applied(action, key)
         _, after, reward, terminated, info = self._physics.step_env(key, state, action, self.params)
         diverged = jax.tree.reduce(jnp.logical_or, jax.tree.map(lambda leaf: jnp.isnan(leaf).any(), after))
-        # In the types that came in, so that the next step is the same program.
+        # In the types of the old state, so that the next step is the same program.
         after = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, state)
         return Transition(after, jnp.float32(reward), terminated | diverged, info["GoalR"], diverged)
 
@@ -195,7 +187,7 @@ class _NothingObserved:
         return ()
 
 
-def spread(state: State, count: int) -> State:
+def repeated(state: State, count: int) -> State:
     """One state as that of `count` worlds."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), state)
 

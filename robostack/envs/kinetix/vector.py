@@ -25,8 +25,8 @@ from robostack.envs.kinetix.simulation import (
     Simulation,
     State,
     feature_units,
+    repeated,
     select,
-    spread,
 )
 from robostack.envs.seeds import seed_of_each
 
@@ -41,7 +41,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
     reset within the same step: the observation is then the first of the next episode, whose noise goes on from the
     seed, and `info["final_obs"]` and `info["final_info"]` hold the last of the old one, as Gymnasium lays them out.
     `stage`, `success` and `diverged` are of the step just made in `info` itself, too.
-    Arrays that come back are read-only views of JAX's.
+    Arrays that are returned are read-only views of JAX's.
     """
 
     metadata = {**KinetixEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -61,17 +61,12 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         dense_reward_scale: float = 1.0,
         render_mode: str | None = None,
     ) -> None:
-        """Loads the level; the first step compiles, for this `num_envs`.
-
-        Args:
-            num_envs: how many.
-            level: and `observation`, `action_noise`, `dense_reward_scale`, `render_mode`: as for `KinetixEnv`.
-            max_episode_steps: after so many steps an episode is truncated.
-        """
+        """Loads the level; the first step compiles, for this `num_envs`. After `max_episode_steps` an episode is
+        truncated; the rest is as for `KinetixEnv`."""
         if num_envs < 1:
             raise ValueError(f"expected at least one environment, got num_envs={num_envs}")
         if max_episode_steps < 1:
-            raise ValueError(f"expected at least one step an episode, got max_episode_steps={max_episode_steps}")
+            raise ValueError(f"expected at least one step per episode, got max_episode_steps={max_episode_steps}")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"expected render_mode None or 'rgb_array', got {render_mode!r}")
         super().__init__()
@@ -99,11 +94,10 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         seed: SupportsIndex | Iterable[SupportsIndex | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Starts episodes.
+        """Starts episodes. `seed` is one for every environment (None: its noise goes on where it is), or a number s for
+        s, s + 1, …
 
-        Args:
-            seed: one for every environment (None: its noise goes on where it is), or a number s for s, s + 1, …
-            options: may hold `reset_mask`, (num_envs,) bool: which to reset; the others keep their episodes.
+        `options` may hold `reset_mask`, (num_envs,) bool: which to reset; the others keep their episodes.
         """
         check_not_forked()
         options = dict(options or {})
@@ -119,7 +113,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
             if seeds[i] is not None:
                 self._generators[i] = np.random.default_rng(seeds[i])
             self._keys[i] = draw_key(self._generators[i])
-        states = spread(self._start, self.num_envs) if self.states is None else self.states
+        states = repeated(self._start, self.num_envs) if self.states is None else self.states
         self.states, observation = self._programs.reset(self._start, states, mask)
         self._seen = _views(observation)
         return dict(self._seen), {"task": [self.task] * self.num_envs}
@@ -127,12 +121,8 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Advances every environment by 1/30 s; `actions` is (num_envs, 6).
-
-        Raises:
-            ValueError: an action has another shape or is not finite.
-            RuntimeError: there was no reset yet.
-        """
+        """Advances every environment by 1/30 s; `actions` is (num_envs, 6). Raises ValueError where they have another
+        shape or are not finite, RuntimeError before the first reset."""
         actions = checked_actions(actions, (self.num_envs, 6))
         done = self._advance(actions)
         info = {
@@ -183,8 +173,8 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         return observation, reward, terminated, truncated, success
 
     def look(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """Those of the `wanted` observations that there are, as they are now, (num_envs, ...) each: of every kind,
-        whichever `step` gives. `wanted` maps keys to the shape of a row."""
+        """Those of the `wanted` observations that the level has, of every kind, at this step, one row per environment.
+        `wanted` maps keys to the shape of a row."""
         check_not_forked()
         return {key: self._seen[key] if key in self._seen else self._look(key) for key in wanted if key in _KINDS}
 
@@ -198,7 +188,7 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
         return np.array(compiled_picture(self.simulation)(jax.tree.map(lambda leaf: leaf[index], self.states)))
 
     def render(self) -> tuple[np.ndarray | None, ...]:
-        """One picture an environment: (500, 500, 3) uint8. The first one compiles, in some 3 s."""
+        """One picture per environment: (500, 500, 3) uint8. The first one compiles, in some 3 s."""
         if self.render_mode is None or self.states is None:
             return (None,) * self.num_envs
         check_not_forked()

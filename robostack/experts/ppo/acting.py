@@ -16,11 +16,11 @@ from jaxtyping import Float
 from robostack.common.intervals import wilson_interval
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.envs.kinetix.levels import Level
-from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, OBSERVATIONS, select, spread
+from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, OBSERVATIONS, repeated, select
 from robostack.experts import Asked, Look, Shapes
-from robostack.experts.ppo.algorithm import Start, World, observed, step_worlds
+from robostack.experts.ppo.algorithm import Start, World, observation_of, step_worlds
 from robostack.experts.ppo.checkpoint import ExpertCheckpoint, ExpertError
-from robostack.experts.ppo.network import ActorCritic, Statistics
+from robostack.experts.ppo.network import ActorCritic, RunningStatistics
 
 MAX_DELAY = 4
 """Steps that an observation may be old in `play`."""
@@ -41,7 +41,7 @@ class Acting(NamedTuple):
     """All that acting needs."""
 
     network: ActorCritic
-    statistics: Statistics
+    statistics: RunningStatistics
     used: Array
 
     def best(self, observations: Float[Array, "*batch observation"]) -> Float[Array, "*batch action"]:
@@ -163,7 +163,7 @@ def _play_program(world: World, episodes: int, max_steps: int) -> Any:
             worlds, seen, over, success, returns, key = carry
             key, noise_key = jax.random.split(key)
             after = step_worlds(world, worlds, player.best(seen[delay]), noise_key)
-            now = jax.vmap(lambda state: observed(world, state))(after.state)
+            now = jax.vmap(lambda state: observation_of(world, state))(after.state)
             success = success | (after.success & ~over)
             returns = returns + jnp.where(over, 0.0, after.reward)
             ended = after.terminated | (after.state.timestep >= max_steps)
@@ -172,10 +172,10 @@ def _play_program(world: World, episodes: int, max_steps: int) -> Any:
             return worlds, jnp.concatenate([now[None], seen[:-1]]), over | ended, success, returns, key
 
         first = jnp.broadcast_to(
-            observed(world, start.state), (MAX_DELAY + 1, episodes, len(observed(world, start.state)))
+            observation_of(world, start.state), (MAX_DELAY + 1, episodes, len(observation_of(world, start.state)))
         )
         none = jnp.zeros(episodes, dtype=bool)
-        carry = (spread(start.state, episodes), first, none, none, jnp.zeros(episodes), key)
+        carry = (repeated(start.state, episodes), first, none, none, jnp.zeros(episodes), key)
         worlds, _, _, success, returns, _ = jax.lax.while_loop(goes_on, step, carry)
         return success, returns, worlds.timestep
 

@@ -9,6 +9,8 @@ weights, advantages normalised in each minibatch, Adam with ε = 1e-5, a learnin
 gradients; normalised observations where asked for. Left out are a clipped value loss and scaled rewards.
 """
 
+from __future__ import annotations
+
 from functools import cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -18,9 +20,9 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float
 
-from robostack.envs.kinetix.simulation import State, select, spread
+from robostack.envs.kinetix.simulation import State, repeated, select
 from robostack.experts.ppo.config import PpoConfig
-from robostack.experts.ppo.network import ActorCritic, Statistics
+from robostack.experts.ppo.network import ActorCritic, RunningStatistics
 
 
 @runtime_checkable
@@ -50,26 +52,26 @@ class Learner(NamedTuple):
 
     network: ActorCritic
     optimizer: Any
-    statistics: Statistics
+    statistics: RunningStatistics
     worlds: State  # of all worlds, each with a leading axis
     returns: Float[Array, " worlds"]  # rewards of the running episodes so far
     key: Array
 
     @staticmethod
-    def initial(world: World, start: Start, config: PpoConfig, seed: int) -> "Learner":
+    def initial(world: World, start: Start, config: PpoConfig, seed: int) -> Learner:
         """The same for the same seed."""
         key, network_key, age_key = jax.random.split(jax.random.PRNGKey(seed), 3)
         (observation,) = jax.tree.leaves(jax.eval_shape(world.observe, start.state))
         network = ActorCritic.initial(
             network_key, observation.shape[0], len(start.used), config.widths, config.deviation
         )
-        # First episodes of any length: else all worlds would start, and be cut off, at once for ever.
-        worlds = spread(start.state, config.worlds)
+        # First episodes of any length: else all worlds would start, and be cut off, at once forever.
+        worlds = repeated(start.state, config.worlds)
         ages = jax.random.randint(age_key, (config.worlds,), 0, config.max_episode_steps)
         return Learner(
             network,
             _optimizer(config).init(network),  # pyright: ignore[reportArgumentType] (a tree like any other)
-            Statistics.initial(observation.shape[0]),
+            RunningStatistics.initial(observation.shape[0]),
             worlds.replace(timestep=ages.astype(worlds.timestep.dtype)),
             jnp.zeros(config.worlds),
             key,
@@ -167,7 +169,7 @@ def surrogate_loss(
     return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages).mean()
 
 
-def observed(world: World, state: State) -> Array:
+def observation_of(world: World, state: State) -> Array:
     """The vector that the world shows."""
     (observation,) = world.observe(state).values()
     return observation
@@ -181,7 +183,7 @@ def step_worlds(world: World, worlds: State, actions: Array, key: Array) -> Any:
 
 def _rollout(world: World, config: PpoConfig, start: Start, learner: Learner, key: Array) -> tuple[State, Array, Steps]:
     network, statistics = learner.network, learner.statistics
-    first = observed(world, start.state)
+    first = observation_of(world, start.state)
 
     def step(carry: tuple[State, Array, Array], key: Array) -> tuple[Any, Steps]:
         worlds, observation, returns = carry
@@ -191,7 +193,7 @@ def _rollout(world: World, config: PpoConfig, start: Start, learner: Learner, ke
         action = mean + jnp.exp(network.log_deviation) * jax.random.normal(action_key, mean.shape)
         action = jnp.where(start.used, action, 0.0)
         after = step_worlds(world, worlds, action, noise_key)
-        final = jax.vmap(lambda state: observed(world, state))(after.state)
+        final = jax.vmap(lambda state: observation_of(world, state))(after.state)
         over = after.terminated | (after.state.timestep >= config.max_episode_steps)
         returns = returns + after.reward
         done = Steps(
@@ -210,7 +212,7 @@ def _rollout(world: World, config: PpoConfig, start: Start, learner: Learner, ke
         worlds = select(over, start.state, after.state)
         return (worlds, select(over, first, final), jnp.where(over, 0.0, returns)), done
 
-    observation = jax.vmap(lambda state: observed(world, state))(learner.worlds)
+    observation = jax.vmap(lambda state: observation_of(world, state))(learner.worlds)
     carry = (learner.worlds, observation, learner.returns)
     (worlds, _, returns), steps = jax.lax.scan(step, carry, jax.random.split(key, config.steps))
     return worlds, returns, steps

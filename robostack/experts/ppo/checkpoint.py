@@ -1,7 +1,7 @@
 """An expert and its training on disk: safetensors and JSON, written whole and loaded strictly.
 
     RUN/run.json                    settings of the run from its start on: as expert.json, of update 0
-    RUN/log.jsonl                   one line an update
+    RUN/log.jsonl                   one line per update
     RUN/checkpoints/update-00000008/
         expert.json                 format, settings, what the expert reaches, where it comes from, hashes of the files
         expert.safetensors          network and statistics: all that acting needs
@@ -35,7 +35,7 @@ from robostack.common.text import one_line
 from robostack.envs.kinetix import package  # noqa: F401 (first of all: says in one line what is not installed)
 from robostack.experts.ppo.algorithm import Learner
 from robostack.experts.ppo.config import CHECKPOINTS, EXPERT_FILE, ExpertConfig
-from robostack.experts.ppo.network import ActorCritic, Statistics
+from robostack.experts.ppo.network import ActorCritic, RunningStatistics
 
 
 def _from_1(values: Description) -> Description:
@@ -131,7 +131,7 @@ class ExpertCheckpoint:
 
         Raises ExpertError where there is none or it is damaged.
         """
-        folder = newest(Path(path))
+        folder = newest_expert(Path(path))
         checkpoint = _read(folder, folder / EXPERT_FILE)
         if checkpoint.sealed and not checkpoint.files:
             raise ExpertError(f"{folder}/expert.json is not whole (it says no hash of a file): use another checkpoint")
@@ -163,14 +163,14 @@ class ExpertCheckpoint:
         """Says what a checkpoint reaches that was made when its training was stopped."""
         write_file(self.path / EXPERT_FILE, replace(self, evaluation=evaluation)._describe())
 
-    def acting(self) -> tuple[ActorCritic, Statistics]:
+    def acting(self) -> tuple[ActorCritic, RunningStatistics]:
         """The network and its statistics. Raises ExpertError where the file does not hold exactly these."""
         ppo = self.config.ppo
 
-        def empty() -> tuple[ActorCritic, Statistics]:
+        def empty() -> tuple[ActorCritic, RunningStatistics]:
             key = jax.random.PRNGKey(0)
             network = ActorCritic.initial(key, self.observation, len(self.used), ppo.widths, ppo.deviation)
-            return network, Statistics.initial(self.observation)
+            return network, RunningStatistics.initial(self.observation)
 
         return self._tensors("expert", jax.eval_shape(empty))
 
@@ -220,19 +220,19 @@ def _read(folder: Path, file: Path) -> ExpertCheckpoint:
     )
 
 
-def newest(path: Path) -> Path:
+def newest_expert(path: Path) -> Path:
     """The checkpoint folder at `path`: itself, or the one after most updates under `path`/checkpoints."""
     if found := newest_checkpoint(path, CHECKPOINTS, EXPERT_FILE):
         return found
     if (path / RUN_FILE).exists():
         raise ExpertError(
-            f"no expert at {path} yet: its training was stopped before the first checkpoint; {resume_command(path)} "
-            "goes on"
+            f"no expert at {path} yet: its training was stopped before the first checkpoint; "
+            f"{resume_expert_command(path)} goes on"
         )
     raise ExpertError(f"no expert at {path}: expected a run of `robostack expert` or one of its checkpoints")
 
 
-def resume_command(run: Path) -> str:
+def resume_expert_command(run: Path) -> str:
     """As it can be typed."""
     return f"robostack expert --resume {shlex.quote(str(run))}"
 
@@ -244,12 +244,8 @@ def tensors_of(tree: Any) -> dict[str, np.ndarray]:
 
 
 def read_tensors(file: Path, like: Any, seal: Seal | None) -> Any:
-    """The structure `like` with the arrays of a file.
-
-    Raises:
-        ExpertError: the file cannot be read, is not the one of the seal, or an array is missing, left over, or of
-            another shape or type.
-    """
+    """The structure `like` with the arrays of a file. Raises ExpertError where that cannot be read, is not the one of
+    the seal, or an array is missing, left over, or of another shape or type."""
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     expected = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
     try:
@@ -273,6 +269,6 @@ def _what_is_no_weight(tensors: dict[str, np.ndarray]) -> str:
     return ""
 
 
-def _split(learner: Learner) -> tuple[tuple[ActorCritic, Statistics], dict[str, Any]]:
+def _split(learner: Learner) -> tuple[tuple[ActorCritic, RunningStatistics], dict[str, Any]]:
     rest = learner._asdict()
     return (rest.pop("network"), rest.pop("statistics")), rest

@@ -27,14 +27,14 @@ class PpoConfig:
     epochs: int = 4
     """How often an update goes through its steps."""
     minibatches: int = 8
-    """Gradient steps an epoch."""
+    """Gradient steps per epoch."""
     widths: tuple[int, ...] = (128, 128)
     """Hidden layers of actor and critic, which share none."""
     normalise: bool = False
     """Observations by their running mean and variance. Kinetix's are of about unit size as they are, and centring
     them slows learning: s/h6_unicycle_right takes 5 CPU s to 80 % without, and more than 40 with it."""
     deviation: float = 1.0
-    """Standard deviation of the actions at the start; learned from there, one number an action."""
+    """Standard deviation of the actions at the start; learned from there, one number per action."""
     learning_rate: float = 5e-4
     """At the start; falls linearly to 0."""
     discount: float = 0.995
@@ -73,7 +73,7 @@ class PpoConfig:
 
     @property
     def batch(self) -> int:
-        """Environment steps an update."""
+        """Environment steps per update."""
         return self.worlds * self.steps
 
 

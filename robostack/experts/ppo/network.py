@@ -1,5 +1,7 @@
 """A Gaussian actor and a critic on normalised observations, as pure functions."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,9 +23,9 @@ class Layer(NamedTuple):
 
 
 class ActorCritic(NamedTuple):
-    """Two perceptrons with tanh that share no layer, and the spread of the actions.
+    """Two perceptrons with tanh that share no layer, and the deviation of the actions.
 
-    Actions are drawn from N(mean(observation), exp(log_deviation)²), one number a dimension. The Gaussian knows no
+    Actions are drawn from N(mean(observation), exp(log_deviation)²), one number per dimension. The Gaussian knows no
     bounds: the environment clips what it is given, and the policy's probability is that of the action before that.
     """
 
@@ -32,7 +34,7 @@ class ActorCritic(NamedTuple):
     log_deviation: Float[Array, " action"]
 
     @staticmethod
-    def initial(key: Array, observation: int, action: int, widths: Sequence[int], deviation: float) -> "ActorCritic":
+    def initial(key: Array, observation: int, action: int, widths: Sequence[int], deviation: float) -> ActorCritic:
         """Orthogonal weights: gain √2 in hidden layers, 0.01 for the first means to be about 0, 1 for the value."""
         actor_key, critic_key = jax.random.split(key)
         return ActorCritic(
@@ -65,7 +67,7 @@ class ActorCritic(NamedTuple):
         return jnp.where(used, self.log_deviation + 0.5 * jnp.log(2 * jnp.pi * jnp.e), 0.0).sum()
 
 
-class Statistics(NamedTuple):
+class RunningStatistics(NamedTuple):
     """Mean and variance of every feature over all observations so far."""
 
     count: Float[Array, ""]
@@ -73,18 +75,18 @@ class Statistics(NamedTuple):
     variance: Float[Array, " observation"]
 
     @staticmethod
-    def initial(observation: int) -> "Statistics":
+    def initial(observation: int) -> RunningStatistics:
         """Of nothing yet: observations pass unchanged."""
-        return Statistics(jnp.zeros(()), jnp.zeros(observation), jnp.ones(observation))
+        return RunningStatistics(jnp.zeros(()), jnp.zeros(observation), jnp.ones(observation))
 
-    def updated(self, observations: Float[Array, "*batch observation"]) -> "Statistics":
+    def updated(self, observations: Float[Array, "*batch observation"]) -> RunningStatistics:
         """With more observations (Chan, Golub and LeVeque 1979)."""
         batch = observations.reshape(-1, observations.shape[-1])
         mean, variance, more = batch.mean(0), batch.var(0), jnp.float32(len(batch))
         total = self.count + more
         apart = mean - self.mean
         squares = self.variance * self.count + variance * more + apart**2 * self.count * more / total
-        return Statistics(total, self.mean + apart * more / total, squares / total)
+        return RunningStatistics(total, self.mean + apart * more / total, squares / total)
 
     def normalised(self, observations: Float[Array, "*batch observation"]) -> Float[Array, "*batch observation"]:
         """(o − mean) / deviation, cut off at ±10."""

@@ -33,18 +33,18 @@ from robostack.experts.ppo.checkpoint import (
     ExpertCheckpoint,
     ExpertError,
     ExpertTraining,
-    resume_command,
+    resume_expert_command,
 )
 from robostack.experts.ppo.config import CHECKPOINTS, EXPERT_FILE, ExpertConfig, level_of
 
-__all__ = ["LOG_FILE", "Report", "read_log", "resume", "train", "world_of"]
+__all__ = ["LOG_FILE", "UpdateReport", "read_updates", "resume_expert", "train_expert", "world_of"]
 
 EVALUATION_SEED = 4_000_000
 """Added to the seed of training: the noise of evaluation episodes."""
 
 
 @dataclass(frozen=True)
-class Report:
+class UpdateReport:
     """One update. `cpu_s` and `time_s` add up over all updates of the run, without compiling and evaluating.
 
     Means over the episodes that ended in the update are None where none did. They are of the exploring policy.
@@ -68,41 +68,35 @@ class Report:
     time_s: float
 
 
-def train(
+def train_expert(
     config: ExpertConfig,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[UpdateReport], None] = lambda _: None,
     stage: Callable[[int, str], None] = lambda *_: None,
 ) -> Path:
     """Trains an expert from scratch and returns the folder of the run.
 
-    Args:
-        config: what and how.
-        report: is told about every update.
-        stage: is told, with the number of updates made, what else takes a while: compiling, evaluating.
-
-    Raises:
-        FileExistsError: `config.out` is taken.
-        ValueError: the environment is unknown, has a scripted expert, or nothing in it can be moved.
-        RuntimeError: the policy is no longer finite.
-        DiskFullError, Interrupted: they say what is kept and how to go on.
+    `report` is told about every update; `stage`, with the number of updates made, what else takes a while: compiling,
+    evaluating. Raises FileExistsError where `config.out` is taken, ValueError where the environment is unknown, has a
+    scripted expert or nothing in it can be moved, RuntimeError where the policy is no longer finite, DiskFullError and
+    Interrupted, which say what is kept and how to go on.
     """
     resumable = (config.out / RUN_FILE).exists() or (config.out / "checkpoints").exists()
-    go_on = f"{resume_command(config.out)} goes on with it, or choose another folder"
+    go_on = f"{resume_expert_command(config.out)} goes on with it, or choose another folder"
     refuse_taken(config.out, go_on if resumable else "choose another folder, or remove it first")
     level_of(config.env)
     training = ExpertTraining(cpu_s=0.0, time_s=0.0, **describe_run())
     return _run(config, None, training, report, stage)
 
 
-def resume(
+def resume_expert(
     run: Path,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[UpdateReport], None] = lambda _: None,
     stage: Callable[[int, str], None] = lambda *_: None,
 ) -> Path:
     """Continues the run in a folder from its last checkpoint, or its start where there is none, with its own settings;
-    see `train`.
+    see `train_expert`.
 
-    Raises ExpertError where there is no run or its checkpoint is damaged, and as `train`.
+    Raises ExpertError where there is no run or its checkpoint is damaged, and as `train_expert`.
     """
     begun = None if any(run.glob(f"checkpoints/{CHECKPOINTS}/{EXPERT_FILE}")) else ExpertCheckpoint.read_start(run)
     checkpoint = begun or ExpertCheckpoint.read(run)
@@ -112,9 +106,9 @@ def resume(
     return _run(replace(checkpoint.config, out=run), None if begun else checkpoint, training, report, stage)
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
+def read_updates(run: Path) -> list[dict[str, Any]]:
     """The reports of a run, oldest first; see `robostack.common.log.read_reports`."""
-    return log.read_reports(run, Report)
+    return log.read_reports(run, UpdateReport)
 
 
 def world_of(config: ExpertConfig) -> tuple[Simulation, Start]:
@@ -131,7 +125,7 @@ def _run(
     config: ExpertConfig,
     begun: ExpertCheckpoint | None,
     training: ExpertTraining,
-    report: Callable[[Report], None],
+    report: Callable[[UpdateReport], None],
     stage: Callable[[int, str], None],
 ) -> Path:
     world, start = world_of(config)
@@ -141,7 +135,7 @@ def _run(
         (make(), 0, []) if begun is None else (begun.learner(jax.eval_shape(make)), begun.update, [])
     )
     if begun is not None:
-        kept = [line for line in read_log(config.out) if line["update"] <= update]
+        kept = [line for line in read_updates(config.out) if line["update"] <= update]
     run = _Run(config, world, start, training, learner, update)
     if begun is not None and begun.evaluation is None and config.is_checkpoint(update):
         stage(update, "evaluating")  # it was stopped before that
@@ -167,7 +161,7 @@ def _run(
             if lines is None:  # now the settings are known to work
                 lines = opened.enter_context(run.begin(kept))
             run.advance(learner, update, cpu_s, time_s)
-            done = Report(
+            done = UpdateReport(
                 update,
                 config.updates,
                 env_steps=update * config.ppo.batch,
@@ -251,9 +245,9 @@ class _Run:
     def kept(self) -> str:
         out = self.config.out
         if self.saved:
-            return f"{out}/checkpoints/update-{self.saved:08d} is kept, and {resume_command(out)} goes on"
+            return f"{out}/checkpoints/update-{self.saved:08d} is kept, and {resume_expert_command(out)} goes on"
         if (out / RUN_FILE).exists():
-            return f"no checkpoint was made yet; {resume_command(out)} starts from update 0"
+            return f"no checkpoint was made yet; {resume_expert_command(out)} starts from update 0"
         return "nothing was begun"
 
     def room(self, name: str) -> AbstractContextManager[None]:
