@@ -19,10 +19,15 @@ class History:
     """Whether the return-to-go is seen: the sum of the rewards from an observation step to the end of its episode."""
     actions: bool = True
     """Whether the actions between the observation steps are used, as what was done or to be predicted too."""
+    ahead: int = 0
+    """Observation steps after now, `stride` control steps apart: in the windows of a data set alone, for who learns
+    from what comes next."""
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.stride < 1:
             raise ValueError(f"a history needs a length and a stride of at least 1, got {self.length}, {self.stride}")
+        if self.ahead < 0:
+            raise ValueError(f"a history looks at 0 steps ahead or more, got {self.ahead}")
 
     @property
     def steps(self) -> int:
@@ -55,9 +60,13 @@ class Moments:
 
 @dataclass(frozen=True)
 class Windows(Moments):
-    """Moments of a data set and what was done then."""
+    """Moments of a data set, what was done then and what came of it."""
 
     action: Shaped[np.ndarray, "batch chunk_len action_dim"] = field(kw_only=True)
     is_pad: Bool[np.ndarray, "batch chunk_len"] = field(kw_only=True)
     task: Int[np.ndarray, " batch"] = field(kw_only=True)
     """Index into the texts of the data set."""
+    ahead: Mapping[str, np.ndarray] = field(kw_only=True)
+    """(B, steps ahead, *shape) by feature: the observation steps after now, nearest first."""
+    ahead_valid: Bool[np.ndarray, "batch ahead"] = field(kw_only=True)
+    """False for a step past the end of its episode, which repeats the last one."""

@@ -1,8 +1,8 @@
 """Random windows of a data set: a batch is gathered by reading rows, not sample by sample.
 
-A window at frame t is what was seen up to frame t and the chunk of actions t .. t + chunk_len − 1. Past the end of its
-episode the last action is repeated and marked as padding; before its start the first observation is repeated and
-marked as not valid.
+A window at frame t is what was seen up to frame t and the chunk of actions t .. t + chunk_len − 1; and, for who asks,
+what was seen after it. Past the end of its episode the last action is repeated and marked as padding; before the start
+the first observation is repeated, past the end the last one, and marked as not valid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class WindowSampler:
     Every frame is a window; `frame_stride` keeps every n-th only (images of neighbouring frames hardly differ).
     With another `rate` (Hz) than the store's, the actions of a chunk stand 1 / rate apart: numbers between two frames
     are interpolated, which suits targets such as joint positions, not increments. The observation is always that of a
-    frame. Raises DataError when a feature is missing or no episode holds a chunk.
+    frame. With a chunk_len of 0 no actions are read, past ones neither, and the data set need not have any. Raises
+    DataError when a feature is missing or no episode holds a chunk.
     """
 
     def __init__(
@@ -36,15 +37,17 @@ class WindowSampler:
         rate: float | None = None,
         history: History = History(),
     ) -> None:
-        store.require([*observation_keys, "action"])
+        store.require([*observation_keys, *(["action"] if chunk_len else [])])
         self._frames_a_step = store.fps / (rate or store.fps)
+        self._past, self._length = history.steps if chunk_len else 0, history.length
         # Frames from the present to each observation step, and to each action of the past and of the chunk.
-        ages = np.arange(1 - history.length, 1) * history.stride
-        self._seen = np.round(ages * self._frames_a_step).astype(np.int64)
-        self._offsets = np.arange(-history.steps, chunk_len) * self._frames_a_step
+        steps = np.arange(1 - history.length, 1 + history.ahead) * history.stride
+        self._seen = np.round(steps * self._frames_a_step).astype(np.int64)
+        self._offsets = np.arange(-self._past, chunk_len) * self._frames_a_step
         self._returns = returns_to_go(store) if history.returns else None
         # Frames from the present to the first and the last of these actions, or to the frame beyond.
-        self._before, after = (int(np.ceil(round(abs(offset), 9))) for offset in self._offsets[[0, -1]])
+        ends = self._offsets[[0, -1]] if chunk_len else np.zeros(2)
+        self._before, after = (int(np.ceil(round(abs(offset), 9))) for offset in ends)
         self._span = after + 1
         lengths = store.episode_ends - store.episode_starts
         if not len(lengths) or lengths.max() < self._span:
@@ -53,9 +56,9 @@ class WindowSampler:
                 f"{store.path} has too few frames for a chunk of {chunk_len} actions, which takes {self._span}: its "
                 f"longest episode has {longest}; record longer episodes or train with a smaller chunk_len"
             )
-        if self._frames_a_step != 1.0 and store.features["action"].dtype not in ("float32", "float64"):
+        if chunk_len and self._frames_a_step != 1.0 and store.features["action"].dtype not in ("float32", "float64"):
             raise DataError(f"{store.path}: actions of {store.features['action'].dtype} cannot be brought to {rate} Hz")
-        self._store, self._keys, self._past, self._stride = store, tuple(observation_keys), history.steps, frame_stride
+        self._store, self._keys, self._stride = store, tuple(observation_keys), frame_stride
 
     def __len__(self) -> int:
         """How many windows there are to draw from."""
@@ -78,19 +81,32 @@ class WindowSampler:
         acted = steps[:, : self._past] >= first - 1e-6
         is_pad = steps[:, self._past :] > last + 1e-6
         seen = frames[:, None] + self._seen
-        shown = np.maximum(seen, first)
+        shown = np.clip(seen, first, last)
         observation = {key: self._at(key, shown) for key in self._keys}
         for key, values in (("action", actions), *observation.items()):
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 row = int(np.argwhere(~np.isfinite(values))[0][0])
-                start = max(int(first[row, 0]), int(frames[row]) - self._before)
-                store.read_finite(key, start, min(int(frames[row]) + self._span, store.frames))
-        returns = None if self._returns is None else self._returns[shown]
-        valid, task = seen >= first, store.tasks_at(frames)
-        return Windows(observation, valid, past, acted, returns, action=action, is_pad=is_pad, task=task)
+                start = max(int(first[row, 0]), int(frames[row]) - max(self._before, -int(self._seen[0])))
+                end = int(frames[row]) + max(self._span, int(self._seen[-1]) + 1)
+                store.read_finite(key, start, min(end, store.frames))
+        valid, now = (seen >= first) & (seen <= last), self._length
+        return Windows(
+            {key: rows[:, :now] for key, rows in observation.items()},
+            valid[:, :now],
+            past,
+            acted,
+            None if self._returns is None else self._returns[shown[:, :now]],
+            action=action,
+            is_pad=is_pad,
+            task=store.tasks_at(frames),
+            ahead={key: rows[:, now:] for key, rows in observation.items()},
+            ahead_valid=valid[:, now:],
+        )
 
     def _actions(self, frames: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """The actions at all offsets from `frames` (batch, 1), held at the ends of the episode: (batch, steps, dim)."""
+        if not len(self._offsets):
+            return np.zeros((len(frames), 0, 0), np.float32)
         # Near the ends of the data a span is read from further inside, and some of its rows are not used.
         length = min(self._before + self._span, self._store.frames)
         starts = np.clip(frames - self._before, 0, self._store.frames - length)

@@ -54,7 +54,7 @@ def prepare(
             "--policy.context 1; diffusion: --policy.predict-past 0)"
         )
     if without := [store for store in stores if "action" not in store.features]:
-        raise DataError(f"{without[0].path} has no actions: policies are trained on what was done, not seen alone")
+        raise DataError(f"{without[0].path} has no actions, and a policy is trained on what was done: leave it out")
     keys = tuple(keys) or tuple(
         dict.fromkeys(key for store in stores for key in store.features if key.startswith("observation."))
     )

@@ -135,6 +135,67 @@ def test_the_past_comes_at_the_rate_that_is_asked_for(tmp_path: Path, rate: floa
     assert np.abs(windows.observation["observation.state"][..., 0] - looks).max() <= 0.5 / 30 + 1e-5
 
 
+@pytest.mark.parametrize("rate", [50.0, 25.0])
+def test_what_is_ahead_is_what_looking_on_one_by_one_gives(tmp_path: Path, rate: float) -> None:
+    """Past the end of its episode a window holds the last frame, and says so; what was seen before is as without."""
+    episodes = write(tmp_path / "data", [9, 4, 7])
+    store, frames = EpisodeStore(tmp_path / "data"), np.arange(20)
+    history = History(length=2, stride=2, ahead=3)
+    windows = WindowSampler(store, KEYS, 2, rate=rate, history=history).gather(frames)
+    without = WindowSampler(store, KEYS, 2, rate=rate, history=History(length=2, stride=2)).gather(frames)
+    row, step = 0, int(2 * store.fps / rate)
+    for episode in episodes:
+        last = len(episode["action"]) - 1
+        for t in range(last + 1):
+            later = t + step * np.arange(1, 4)
+            assert np.array_equal(windows.ahead_valid[row], later <= last)
+            for key in KEYS:
+                assert np.array_equal(windows.ahead[key][row], episode[key][np.minimum(later, last)])
+            row += 1
+    for key in KEYS:
+        assert np.array_equal(windows.observation[key], without.observation[key])
+        assert without.ahead[key].shape[:2] == without.ahead_valid.shape == (20, 0)
+    assert np.array_equal(windows.valid, without.valid) and np.array_equal(windows.action, without.action)
+
+
+def test_data_without_actions_have_windows_for_who_asks_for_none(tmp_path: Path) -> None:
+    features = {"observation.state": Feature((1,), "float32")}
+    writer = EpisodeWriter(tmp_path / "data", features, fps=30)
+    for length in (6, 1):
+        writer.append({"observation.state": np.arange(length, dtype=np.float32)[:, None]}, "task")
+    store, history = EpisodeStore(tmp_path / "data"), History(length=2, stride=3, ahead=1)
+    with pytest.raises(DataError, match="lacks action"):
+        WindowSampler(store, tuple(features), chunk_len=2, history=history)
+    for rate in (30.0, 15.0):
+        sampler = WindowSampler(store, tuple(features), chunk_len=0, rate=rate, history=history)
+        windows = sampler.gather(np.arange(len(sampler)))
+        assert windows.action.shape == windows.past_action.shape == (7, 0, 0)
+        assert windows.is_pad.shape == windows.acted.shape == (7, 0)
+        behind = 3 * int(30 / rate)
+        state = windows.observation["observation.state"][..., 0]
+        assert state.tolist() == [[max(0, t - behind), t] for t in range(6)] + [[0, 0]]
+        assert windows.ahead["observation.state"][:, 0, 0].tolist() == [min(5, t + behind) for t in range(6)] + [0]
+        assert windows.ahead_valid[:, 0].tolist() == [t + behind <= 5 for t in range(6)] + [False]
+
+
+@pytest.mark.parametrize(("history", "window"), [(History(ahead=2), 6), (History(length=4, ahead=1), 11)])
+@pytest.mark.parametrize("chunk_len", [0, 1])
+def test_what_is_not_finite_ahead_or_behind_is_found_too(
+    tmp_path: Path, history: History, window: int, chunk_len: int
+) -> None:
+    import zarr
+
+    writer = EpisodeWriter(tmp_path / "data", FEATURES, fps=50)
+    for seed in range(2):
+        writer.append(make_episode(6, seed), "task")
+    array = zarr.open_group(str(tmp_path / "data"), mode="r+")["observation.state"]
+    assert isinstance(array, zarr.Array)
+    array[8, 1] = np.nan
+    sampler = WindowSampler(EpisodeStore(tmp_path / "data"), KEYS, chunk_len, history=history)
+    with pytest.raises(DataError, match=r"observation\.state is not finite in episode 1 at frame 2"):
+        sampler.gather(np.array([window]))
+
+
 def test_the_return_to_go_is_what_is_still_to_come_of_the_episode(tmp_path: Path) -> None:
     features = {"action": Feature((1,), "float32"), "next.reward": Feature((), "float32")}
     writer = EpisodeWriter(tmp_path / "data", features, fps=30)

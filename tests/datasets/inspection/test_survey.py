@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from robostack.datasets.episodes import DataError, Episode, Feature, FeatureError, Frames
+from robostack.datasets.formats import open_reader
 from robostack.datasets.inspection.findings import Inspection, Problem
 from robostack.datasets.inspection.survey import FRAMES_DECODED, ROWS_KEPT, WIDEST, InspectConfig, inspect
+from robostack.datasets.store import EpisodeWriter
 from robostack.datasets.timing import check_times
 
 FEATURES = {
@@ -105,6 +107,16 @@ def test_a_clean_data_set_has_no_problem(tmp_path: Path) -> None:
     assert (inspection.episodes, inspection.frames, inspection.bytes) == (6, 600, 5)
     assert inspection.tasks == {"lift": 4, "push": 2}
     assert [summary.key for summary in inspection.features] == list(FEATURES)
+
+
+def test_data_without_actions_are_none_the_worse(tmp_path: Path) -> None:
+    features = {key: feature for key, feature in FEATURES.items() if key != "action"}
+    writer = EpisodeWriter(tmp_path / "data", features, fps=50)
+    for i in range(3):
+        writer.append({key: rows for key, rows in make_columns(i).items() if key in features}, "lift")
+    inspection = inspect(open_reader(tmp_path / "data"), InspectConfig())
+    assert inspection.problems == () and (inspection.episodes, inspection.frames) == (3, 300)
+    assert [summary.key for summary in inspection.features] == list(features)
 
 
 def test_figures_are_those_of_all_rows(tmp_path: Path) -> None:
