@@ -34,6 +34,8 @@ PACKAGES: Mapping[str, str | None] = {
     "av": "report",
     "matplotlib": "report",
     "tensorboard": "tensorboard",
+    "sentencepiece": "text",
+    "tokenizers": "text",
     "lerobot": "lerobot",
     "torchcodec": "lerobot",
     "jax": "kinetix",

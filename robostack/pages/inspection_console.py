@@ -16,6 +16,7 @@ from rich.text import Text
 
 from robostack.common.serialize import to_json
 from robostack.common.text import printable
+from robostack.core.text.words import Vocabulary
 from robostack.datasets.inspection.findings import FeatureSummary, Inspection, Problem
 from robostack.pages.html import number
 from robostack.pages.inspection import bytes_text
@@ -137,7 +138,9 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "state_keys": list(processor.state),
         "cameras": {name: list(size) for name, size in processor.cameras.items()},
         "depth": list(processor.depth),
-        "words": len(processor.vocabulary.words),
+        "tokenizer": "words" if isinstance(processor.tokenizer, Vocabulary) else processor.tokenizer.file,
+        "words": processor.tokenizer.size - isinstance(processor.tokenizer, Vocabulary),
+        "prompt": processor.prompt.template,
         "statistics": {
             f"{key} of {name}" if len(processor.robots) > 1 else key: asdict(statistics)
             for name, robot in processor.robots.items()
@@ -159,6 +162,9 @@ def print_checkpoint(description: Mapping[str, Any], console: Console) -> None:
         for name, (height, width) in description["cameras"].items()
     ]
     facts.add_row("cameras", _text(", ".join(cameras) or "none"))
+    facts.add_row(
+        "text", _text(f"{description['words']:,} tokens of {description['tokenizer']}, {description['prompt']!r}")
+    )
     for name, value in {**description["config"], **description["training"]}.items():
         facts.add_row(_text(name), _text(value if isinstance(value, str) else json.dumps(value, default=str)))
     console.print(facts, highlight=False)

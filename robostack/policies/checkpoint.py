@@ -1,10 +1,11 @@
 """A checkpoint is a folder of safetensors and JSON, written whole and loaded strictly.
 
-    checkpoint.json         format, policy name, its config, its processor (statistics, vocabulary), training step,
+    checkpoint.json         format, policy name, its config, its processor (statistics, tokenizer), training step,
                             how it was trained, size and hash of the other files
     model.safetensors       the weights as they were trained
     average.safetensors     their exponential moving average, which evaluation and control use, where one was kept
     optimizer.safetensors   what only a resumed training needs
+    tokenizer.model, .json  the tokenizer's file, where its tokens are not the words of the tasks
 
 What is larger than a file should be lies in several, with an index (see `robostack.policies.shards`).
 It is written under another name and renamed when it is complete: a folder with its final name is a whole checkpoint.
@@ -22,7 +23,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ from robostack.common.provenance import Training
 from robostack.common.serialize import from_json, to_json
 from robostack.common.tensors import Kind, Seal, differences, newest_checkpoint
 from robostack.common.text import one_line
+from robostack.core.text.files import FileTokenizer
 from robostack.policies.formats import FORMAT, SEALED
 from robostack.policies.processor import Processor
 from robostack.policies.registry import POLICIES, config_class, policy_class
@@ -201,11 +203,17 @@ class Checkpoint:
             files = {}
             for name, values in tensors.items():
                 files |= write_tensors(folder, name, values, shard_bytes)
+            self._write_tokenizer(folder)
             (folder / "checkpoint.json").write_text(self._describe(files))
 
     def save_start(self, run: Path) -> None:
         """Writes what `read_start` reads."""
+        self._write_tokenizer(run)
         write_file(run / RUN_FILE, self._describe({}))
+
+    def _write_tokenizer(self, folder: Path) -> None:
+        if isinstance(tokenizer := self.processor.tokenizer, FileTokenizer):
+            write_file(folder / tokenizer.file, tokenizer.content)
 
     def _make(self) -> nn.Module:
         return policy_class(self.policy)(self.config, self.processor.interface)
@@ -241,8 +249,14 @@ def _read(folder: Path, file: Path) -> Checkpoint:
         raise CheckpointError(
             f"{file} is not whole, or a later robostack wrote it ({one_line(error)}): use another one"
         ) from error
-    sealed = version >= SEALED
-    return Checkpoint(folder, read.policy, config, read.processor, read.step, read.training, read.files, sealed)
+    sealed, processor = version >= SEALED, read.processor
+    if isinstance(tokenizer := processor.tokenizer, FileTokenizer):
+        try:
+            processor = replace(processor, tokenizer=tokenizer.at(folder / tokenizer.file))
+        except (OSError, ValueError) as error:
+            told = f"{folder / tokenizer.file} cannot be read ({one_line(error)}): use another checkpoint"
+            raise CheckpointError(told) from error
+    return Checkpoint(folder, read.policy, config, processor, read.step, read.training, read.files, sealed)
 
 
 def checkpoint_folder(path: Path) -> Path:

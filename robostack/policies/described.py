@@ -18,13 +18,20 @@ LARGEST_SIDE = 16_384
 """Pixels of a camera, either way."""
 MOST_WORDS = 10_000
 """Of a task text."""
+MOST_IDS = 10_000_000
+"""Of a tokenizer."""
 
 
 def check_described(processor: Processor) -> None:
     """Raises ValueError, in one line, where something does not fit or cannot be."""
     check_bounds(processor, 1, MOST_NUMBERS, "action_dim")
     check_bounds(processor, 1e-6, 1e6, "rate")
-    check_bounds(processor.vocabulary, 0, MOST_WORDS, "length")
+    check_bounds(processor.tokenizer, 0, MOST_WORDS, "length")
+    check_bounds(processor.tokenizer, 0, MOST_IDS, "size")
+    if processor.prompt.tells_state and processor.scaling.normalization == "mean_std":
+        raise ValueError(
+            "a prompt that tells the state needs it in −1..1: set --scaling.normalization to quantiles or min_max"
+        )
     check_bounds(processor.scaling, 0.0, 1e30, "smallest_scale")
     if processor.largest_return is not None:
         check_bounds(processor, 1e-300, 1e300, "largest_return")

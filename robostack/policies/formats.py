@@ -26,6 +26,12 @@ def _from_4(values: Description) -> Description:
     }
 
 
-FORMAT = Format("robostack-checkpoint", {4: _from_4})
+def _from_5(values: Description) -> Description:
+    """All tokens were words."""
+    processor = dict(values["processor"])
+    return {**values, "processor": {"tokenizer": processor.pop("vocabulary"), **processor}}
+
+
+FORMAT = Format("robostack-checkpoint", {4: _from_4, 5: _from_5})
 SEALED = 5
 """The version that began to write hashes."""

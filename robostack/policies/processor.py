@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from robostack.core.text.files import FileTokenizer
+from robostack.core.text.prompt import Prompt
 from robostack.core.text.words import Vocabulary
 from robostack.datasets.episodes import IMAGES, DataError
 from robostack.datasets.moments import Moments, Windows
@@ -66,7 +68,7 @@ class Processor:
     state: Mapping[str, int]
     action_dim: int
     cameras: Mapping[str, tuple[int, int]]
-    vocabulary: Vocabulary
+    tokenizer: Vocabulary | FileTokenizer
     robots: Mapping[str, Robot]
     rate: float
     """Actions a second."""
@@ -76,6 +78,8 @@ class Processor:
     entities: tuple[int, int] | None = None
     """(places, features) of the largest world trained on, where entities are observed. Smaller ones leave places empty;
     numbers stay as they are."""
+    prompt: Prompt = field(default_factory=Prompt)
+    """What `tokenizer` is given of a task."""
 
     def __post_init__(self) -> None:
         check_described(self)
@@ -85,8 +89,8 @@ class Processor:
         return Interface(
             state_dim=self._state_dim,
             action_dim=self.action_dim,
-            words=self.vocabulary.length,
-            vocabulary=self.vocabulary.size,
+            words=self.tokenizer.length,
+            vocabulary=self.tokenizer.size,
             cameras=self.cameras,
             entities=self.entities,
             depth=self.depth,
@@ -165,6 +169,7 @@ class Processor:
             rows = self._checked(moments, key, (batch, steps, len(known.places[key]))).astype(np.float32, copy=False)
             unit = self._normalizers[robot][key].forward(rows)
             states.append(_spread(unit, known.places[key], size))
+        state = np.concatenate(states, axis=2)
         images, present = {}, {}
         for name, size in self.cameras.items():
             shape = (batch, steps, *size, 1 if name in self.depth else 3)
@@ -177,10 +182,9 @@ class Processor:
                 images[name] = self._checked(moments, IMAGES + name, shape, np.uint8)
             present[name] = torch.full((batch,), name in known.cameras, device=device)
         past = self.normalize_actions(moments.past_action, moments, robot, device)
-        ids, valid = self.vocabulary.encode(tasks)
         return Observation(
-            state=torch.from_numpy(np.concatenate(states, axis=2)).to(device),
-            text=Text(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device)),
+            state=torch.from_numpy(state).to(device),
+            text=self._told(tasks, state[:, -1], device),
             images={name: torch.from_numpy(frames).to(device) for name, frames in images.items()},
             present=present,
             valid=torch.from_numpy(moments.valid).to(device),
@@ -188,6 +192,18 @@ class Processor:
             returns_to_go=self._scaled_returns(moments, device),
             entities=self._placed_entities(moments, device),
         )
+
+    def _told(self, tasks: Sequence[str], state: np.ndarray, device: torch.device | str) -> Text:
+        """The prompts of a batch; of those that are the same one is tokenized."""
+        if self.prompt.tells_state:
+            prompts = [self.prompt.write(task, now) for task, now in zip(tasks, state, strict=True)]
+        else:
+            written = {task: self.prompt.write(task) for task in tasks}
+            prompts = [written[task] for task in tasks]
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        which = [places[prompt] for prompt in prompts]
+        ids, valid = (torch.from_numpy(values[which]).to(device) for values in self.tokenizer.encode([*places]))
+        return Text(ids, valid)
 
     def _checked(
         self, moments: Moments, key: str, shape: tuple[int, ...], pixels: type[np.integer] | None = None

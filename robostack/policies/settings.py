@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from robostack.core.text.prompt import Prompt
 from robostack.datasets.statistics import SMALLEST_SCALE, Normalization
 
 
@@ -20,6 +22,26 @@ class Scaling:
     """Predict actions relative to `observation.state` at the start of their chunk."""
     absolute_entries: tuple[str, ...] = ()
     """Entries of the action that stay absolute when the others are relative, such as grippers."""
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How task texts become tokens."""
+
+    tokenizer: Path | None = None
+    """File of a tokenizer: a SentencePiece model, or Hugging Face's tokenizer.json. By default tokens are the words of
+    the data's tasks."""
+    length: int = 48
+    """Tokens of every text, padding included, with such a file; by words it is that of the longest task."""
+    before: tuple[str, ...] = ()
+    """Tokens of the file that are put before every text, such as <bos>."""
+    after: tuple[str, ...] = ()
+    """Tokens of the file that are put after it."""
+    prompt: Prompt = field(default_factory=Prompt)
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"length must be at least 1, got {self.length}")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robostack.common.numbers import check_bounds
 from robostack.core.names import OptimizerName
-from robostack.policies.settings import Augmentation, Scaling
+from robostack.policies.settings import Augmentation, Scaling, TextSettings
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class TrainConfig:
     """Actions a second, to which actions of other data sets are interpolated; by default that of the data."""
     scaling: Scaling = field(default_factory=Scaling)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    text: TextSettings = field(default_factory=TextSettings)
     frame_stride: int = 1
     """Every n-th frame starts a training window; fewer windows keep more of the images in the page cache."""
     steps: int = 3000

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from robostack.core.text.files import FileTokenizer
+from robostack.core.text.prompt import state_words
 from robostack.core.text.words import Vocabulary
 from robostack.datasets.episodes import IMAGES, DataError, Feature
 from robostack.datasets.mixture import Layout, name_robots, pooled_relative_statistics, pooled_statistics
@@ -17,7 +19,7 @@ from robostack.datasets.store import EpisodeStore
 from robostack.datasets.windows import returns_to_go
 from robostack.policies.depth import metres_per_count
 from robostack.policies.processor import ENTITIES, Processor, Robot
-from robostack.policies.settings import Scaling
+from robostack.policies.settings import Scaling, TextSettings
 
 MOST_ENTRIES = 4096
 """Numbers that one feature may add to the state; more are rather a picture."""
@@ -31,6 +33,7 @@ def prepare(
     rate: float | None = None,
     scaling: Scaling = Scaling(),
     history: History = History(),
+    text: TextSettings = TextSettings(),
 ) -> Processor:
     """The processor for the observation features `keys` of data sets; for all of them when none is named.
 
@@ -42,6 +45,7 @@ def prepare(
         rate: actions a second; needed when the data sets differ in it.
         scaling: how numbers are scaled.
         history: what of the past the policy sees.
+        text: how task texts become tokens.
 
     Raises:
         DataError: a feature is missing, the data sets have no state to observe or do not fit together, or actions
@@ -87,7 +91,7 @@ def prepare(
         state={key: layouts[key].size for key in state_keys},
         action_dim=layouts["action"].size,
         cameras=_cameras(keys, features),
-        vocabulary=Vocabulary.of(tuple(dict.fromkeys(text for store in stores for text in store.tasks))),
+        tokenizer=_tokenizer(stores, text, sum(layouts[key].size for key in state_keys)),
         robots={
             name: _robot(name, by_robot[name], features[name], layouts, chunk_len, rate or rates[0], scaling)
             for name in by_robot
@@ -96,7 +100,19 @@ def prepare(
         scaling=scaling,
         largest_return=_largest_return(stores) if history.returns else None,
         entities=entities,
+        prompt=text.prompt,
     )
+
+
+def _tokenizer(stores: Sequence[EpisodeStore], text: TextSettings, state_dim: int) -> Vocabulary | FileTokenizer:
+    """One that can say all tasks of the data."""
+    tasks, prompt = dict.fromkeys(task for store in stores for task in store.tasks), text.prompt
+    prompts = [prompt.write(task, np.zeros(state_dim)) for task in tasks]
+    if text.tokenizer is None:
+        return Vocabulary.of(prompts, state_words() if prompt.tells_state else ())
+    tokenizer = FileTokenizer.of(text.tokenizer, text.length, text.before, text.after)
+    tokenizer.encode(prompts)
+    return tokenizer
 
 
 def _largest_return(stores: Sequence[EpisodeStore]) -> float:

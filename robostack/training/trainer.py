@@ -68,6 +68,7 @@ def train(
         train.rate,
         train.scaling,
         policy_config.history,
+        train.text,
     )
     source = Source.of(stores, processor, policy_config, train)
     training = PolicyTraining(config=to_json(train), data=source.describe(), **describe_run())

@@ -106,7 +106,7 @@ def test_other_values_in_a_description_are_told_in_one_line(
         ("pi0, camera", ("config", "expert_width"), 99_000),
         ("pi0, camera", ("config", "heads"), 0),
         ("pi0, camera", ("processor", "action_dim"), 900_000),
-        ("pi0, camera", ("processor", "vocabulary", "length"), 10**9),
+        ("pi0, camera", ("processor", "tokenizer", "length"), 10**9),
         ("pi0, camera", ("processor", "cameras", "top"), [10**6, 10**6]),
         ("pi0, camera", ("processor", "rate"), 0),
         ("pi0, camera", ("processor", "rate"), float("nan")),

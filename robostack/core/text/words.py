@@ -23,10 +23,11 @@ class Vocabulary:
     length: int
 
     @staticmethod
-    def of(texts: Iterable[str]) -> Vocabulary:
-        """The vocabulary of these texts, as long as the longest of them."""
+    def of(texts: Iterable[str], more: Iterable[str] = ()) -> Vocabulary:
+        """The vocabulary of these texts, as long as the longest of them, and of `more` words."""
         split = [_words(text) for text in texts]
-        return Vocabulary(tuple(sorted({w for words in split for w in words})), max(map(len, split), default=0))
+        known = {word for words in split for word in words} | {*more}
+        return Vocabulary(tuple(sorted(known)), max(map(len, split), default=0))
 
     @property
     def size(self) -> int:
@@ -51,4 +52,4 @@ class Vocabulary:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    return re.findall(r"(?:(?<!\S)-(?=\d))?\w+", text.lower())  # a number has its sign
