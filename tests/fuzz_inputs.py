@@ -256,10 +256,10 @@ def _expert(path: Path, task: str, more: float) -> None:
 
 
 def evaluation_settings() -> Any:
-    from robostack.evaluation.ledger import Settings
+    from robostack.evaluation.ledger import EpisodeSettings
 
     chosen: dict[str, Any] = {"execute_len": None, "ensemble": None, "target_return": None, "device": "cpu"}
-    return Settings("expert", "aloha-transfer-cube", 1000, 4, **chosen)
+    return EpisodeSettings("expert", "aloha-transfer-cube", 1000, 4, **chosen)
 
 
 def _evaluation(path: Path, task: str, more: float) -> None:

@@ -222,12 +222,12 @@ def _copied(source: str, target: str) -> None:
 
 
 def _act(run: Path) -> None:
-    from robostack.evaluation.about import describe_training, read_training_log
+    from robostack.evaluation.about import describe_training, read_log_beside
     from robostack.runtime.agent import Agent
 
     agent = Agent.load(run)
     describe_training(agent.checkpoint, 1)
-    read_training_log(run)
+    read_log_beside(run)
 
 
 def _load_expert(run: Path) -> None:
@@ -241,9 +241,9 @@ def _load_expert(run: Path) -> None:
 
 
 def _read_log(run: Path) -> None:
-    from robostack.evaluation.about import read_training_log
+    from robostack.evaluation.about import read_log_beside
 
-    print(read_training_log(run))
+    print(read_log_beside(run))
 
 
 def _evaluation(folder: Path, out: Path) -> None:

@@ -47,7 +47,7 @@ FRAME_MB = (96 * 96 * 3 + 2 * 14 * 4) / 1e6
 
 
 @dataclass(frozen=True)
-class Size:
+class DataSize:
     """How much is measured; the tests take less."""
 
     episodes: int = 50
@@ -71,11 +71,11 @@ class Size:
         return max(small, self.big_episodes * self.big_frames * 112 / 1e9)
 
 
-def bench_data(size: Size | None = None, say: Callable[[str], None] = lambda _: None) -> Iterator[dict[str, Any]]:
+def bench_data(size: DataSize | None = None, say: Callable[[str], None] = lambda _: None) -> Iterator[dict[str, Any]]:
     """Measurements with the keys of `robostack bench`; `say` is told what is being prepared. Takes about six minutes on
     two cores. Raises OSError when the disk has no room."""
     require_extra("lerobot", "lerobot")
-    size = size or Size()
+    size = size or DataSize()
     with tempfile.TemporaryDirectory(prefix="robostack-bench-") as name:
         folder = Path(name)
         if (free := shutil.disk_usage(folder).free / 1e9) < 1.3 * size.room:
@@ -95,7 +95,7 @@ def bench_data(size: Size | None = None, say: Callable[[str], None] = lambda _: 
 # Batches
 
 
-def bench_state(folder: Path, size: Size, lerobot: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
+def bench_state(folder: Path, size: DataSize, lerobot: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
     """State and actions alone."""
     store = make_store(folder / "store", NUMBERS, size.episodes, size.frames)
     sampler = WindowSampler(store, [STATE], size.chunk_len)
@@ -107,7 +107,7 @@ def bench_state(folder: Path, size: Size, lerobot: ProcessPoolExecutor) -> Itera
     yield measurement("data", "state only", "windows", "per second", compare(rates["ours"], rates[name]), peer(name))
 
 
-def bench_camera(folder: Path, size: Size, lerobot: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
+def bench_camera(folder: Path, size: DataSize, lerobot: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
     """With one camera: against every way of LeRobot's to keep it."""
     store = make_store(folder / "store", WITH_CAMERA, size.episodes, size.frames)
     sampler = WindowSampler(store, [STATE, CAMERA], size.chunk_len)
@@ -141,7 +141,7 @@ def bench_camera(folder: Path, size: Size, lerobot: ProcessPoolExecutor) -> Iter
 
 
 def loaders(
-    way: str, theirs: Loading, batches: int, size: Size, lerobot: ProcessPoolExecutor
+    way: str, theirs: Loading, batches: int, size: DataSize, lerobot: ProcessPoolExecutor
 ) -> dict[str, Callable[[], float]]:
     """LeRobot's DataLoader without and with two workers."""
     return {
@@ -194,7 +194,7 @@ def float_tensors(windows: Windows) -> dict[str, Any]:
     return batch
 
 
-def _rate(sampler: WindowSampler, size: Size, finish: Callable[[Windows], Any]) -> float:
+def _rate(sampler: WindowSampler, size: DataSize, finish: Callable[[Windows], Any]) -> float:
     """Windows a second over one block."""
     rng, done, start = np.random.default_rng(0), 0, time.perf_counter()
     while (passed := time.perf_counter() - start) < size.seconds or not done:
@@ -216,7 +216,7 @@ class Opened:
     windows: int
 
 
-def bench_store(folder: Path, size: Size, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def bench_store(folder: Path, size: DataSize, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Ten million frames beside twenty thousand; in processes that have no torch."""
     small, big = folder / "small", folder / "big"
     make_store(small, NUMBERS, size.episodes, size.frames)
@@ -242,7 +242,7 @@ def bench_store(folder: Path, size: Size, say: Callable[[str], None]) -> Iterato
     yield less_is_better("most resident memory", "MB", lambda opened: opened.memory_mb)
 
 
-def bench_checksums(path: Path, size: Size) -> Iterator[dict[str, Any]]:
+def bench_checksums(path: Path, size: DataSize) -> Iterator[dict[str, Any]]:
     """Holding all chunks to their checksums, as `inspect` and `convert` do, beside reading the same files."""
     make_store(path, WITH_CAMERA, size.episodes, size.frames)
     files = [file for file in path.rglob("*") if file.is_file()]
@@ -267,7 +267,7 @@ def bench_checksums(path: Path, size: Size) -> Iterator[dict[str, Any]]:
     yield measurement("data", case, "verifying", "MB/s", found, "reading the same files alone")
 
 
-def open_alone(path: Path, size: Size) -> Opened:
+def open_alone(path: Path, size: DataSize) -> Opened:
     """Opens a store and draws from it for a block, in a process that has done nothing else."""
     start = time.perf_counter()
     sampler = WindowSampler(EpisodeStore(path), [STATE], size.chunk_len)
@@ -278,7 +278,7 @@ def open_alone(path: Path, size: Size) -> Opened:
     return Opened(seconds, peak_memory_mb(), len(sampler))
 
 
-def sample_both(big: Path, small: Path, size: Size) -> tuple[float, float, float]:
+def sample_both(big: Path, small: Path, size: DataSize) -> tuple[float, float, float]:
     """Windows a second of both stores, open at once, in turns, and the ratio."""
     samplers = {path.name: WindowSampler(EpisodeStore(path), [STATE], size.chunk_len) for path in (big, small)}
     programs = {name: partial(_rate, sampler, size, lambda _: None) for name, sampler in samplers.items()}
@@ -300,7 +300,7 @@ def _nothing() -> None:
 # Conversions
 
 
-def bench_conversion(folder: Path, size: Size, lerobot: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
+def bench_conversion(folder: Path, size: DataSize, lerobot: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
     """Every pair of formats through `convert`, checks included, against LeRobot's writer or what bounds it: the codec
     alone, or the disk."""
     source, made = folder / "robostack", folder / "made"

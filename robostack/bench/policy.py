@@ -75,7 +75,7 @@ class Case:
 
 def bench_policy() -> Iterator[dict[str, Any]]:
     """Measurements with the keys of `robostack bench`; takes about 10 minutes."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler obs_steps for a GPU, and says that there is none
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler looks for a GPU, and says that there is none
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

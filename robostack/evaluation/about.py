@@ -60,7 +60,7 @@ def name_checkpoint(file: Path) -> str:
     return f"{file.parent.name} {hashlib.sha256(read_text(file).encode()).hexdigest()[:16]}"
 
 
-def read_training_log(checkpoint: Path) -> tuple[list[Mapping[str, Any]], str]:
+def read_log_beside(checkpoint: Path) -> tuple[list[Mapping[str, Any]], str]:
     """The lines of log.jsonl of the run that a checkpoint lies in, and what is to be said of it, or ""; a log that
     cannot be read is told in a warning, since a policy can be evaluated without its curves. A last line that a kill cut
     short is left out."""

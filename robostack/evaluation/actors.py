@@ -16,7 +16,7 @@ from robostack.runtime.chunks import Blend, newest_chunk
 
 @runtime_checkable
 class Actor(Protocol):
-    """Acts in episodes that run in step, one a row."""
+    """Acts in episodes that run in step, one per row."""
 
     @property
     def latencies_ms(self) -> list[float]:

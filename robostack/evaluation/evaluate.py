@@ -20,11 +20,11 @@ from robostack.common.processes import cores
 from robostack.common.provenance import describe_run
 from robostack.common.serialize import to_json
 from robostack.core.devices import pick_device
-from robostack.evaluation.about import describe_training, keep_apart, name_checkpoint, read_training_log
+from robostack.evaluation.about import describe_training, keep_apart, name_checkpoint, read_log_beside
 from robostack.evaluation.actors import Actor, ExpertActor, PolicyActor, load_actor
 from robostack.evaluation.config import REPORT, SCRIPTED, EvalConfig, refuse_finished, results_folder
 from robostack.evaluation.films import film
-from robostack.evaluation.ledger import Cost, Ledger, Settings, to_record
+from robostack.evaluation.ledger import Circumstances, EpisodeSettings, Ledger, to_record
 from robostack.evaluation.rollout import Outcome, run_episodes
 from robostack.experts import trained_expert
 from robostack.policies.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ class _Subject:
 
     name: str
     make_actor: Callable[[], Actor]
-    settings: Settings
+    settings: EpisodeSettings
 
 
 def evaluate(
@@ -87,7 +87,7 @@ def evaluate(
     about, log, log_said = _describe_env(config.env), [], ""
     if isinstance(actor, PolicyActor):
         about["training"] = describe_training(actor.agent.checkpoint, actor.agent.parameters)
-        log, log_said = read_training_log(actor.agent.checkpoint.path)
+        log, log_said = read_log_beside(actor.agent.checkpoint.path)
 
     ledger = Ledger(folder, subject.settings)
     with saying(ledger.how_to_go_on):
@@ -122,7 +122,7 @@ def workers_on(device: torch.device, parameters: int) -> int:
 
 def _subject(run: str, config: EvalConfig) -> _Subject:
     chunks = (config.execute_len, config.ensemble, config.target_return)
-    settings = Settings(SCRIPTED, config.env, config.seed, config.episodes, *chunks, device="cpu")
+    settings = EpisodeSettings(SCRIPTED, config.env, config.seed, config.episodes, *chunks, device="cpu")
     if run == SCRIPTED:
         _refuse_chunk_flags(config)
         return _Subject("expert", partial(ExpertActor, config.env), settings)
@@ -179,7 +179,7 @@ def _cost(ledger: Ledger, seconds: float) -> dict[str, Any]:
     described = describe_run()
     if (earlier := ledger.begun["commit"]) != described["commit"]:
         described["commit"] = f"{earlier}, then {described['commit']}"
-    return to_json(Cost(round(seconds, 1), ledger.kept, **described))
+    return to_json(Circumstances(round(seconds, 1), ledger.kept, **described))
 
 
 def _describe_env(name: str) -> dict[str, Any]:

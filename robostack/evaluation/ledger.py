@@ -31,7 +31,7 @@ _START_OVER = "remove it, or choose another with --out"
 
 
 @dataclass(frozen=True)
-class Settings:
+class EpisodeSettings:
     """What the episodes of an evaluation follow from: two with the same settings are one evaluation."""
 
     checkpoint: str
@@ -46,7 +46,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Circumstances:
     """Of a summary, what does not follow from its episodes."""
 
     wall_s: float
@@ -62,7 +62,7 @@ class Cost:
 class Ledger:
     """Keeps what an evaluation found. `begun` says where and when it began (`describe_run`)."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: EpisodeSettings) -> None:
         """Opens the folder for an evaluation with these settings, and reads the episodes that it holds already.
 
         Raises FileExistsError where the folder is taken or holds episodes of other settings, ValueError where what it
@@ -114,7 +114,7 @@ class Ledger:
         path = self.folder / SUMMARY
         summary = read_json(path)
         try:
-            return to_json(from_json(Cost, {name.name: summary[name.name] for name in fields(Cost)}))
+            return to_json(from_json(Circumstances, {name.name: summary[name.name] for name in fields(Circumstances)}))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no summary of an evaluation ({one_line(error)}): {_START_OVER}") from error
 
@@ -148,7 +148,7 @@ class Ledger:
             return
         written = read_json(path)
         try:
-            then = from_json(Settings, written["settings"])
+            then = from_json(EpisodeSettings, written["settings"])
             begun = {key: str(written["begun"][key]) for key in ("command", "commit", "date", "machine")}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({one_line(error)}): {_START_OVER}") from error

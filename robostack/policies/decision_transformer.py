@@ -159,20 +159,20 @@ class DecisionTransformer(nn.Module):
         tokens, valid, blocks = self._tokens(observation)
         if remembered is not None:
             valid = valid & (remembered[:, None] | (blocks % BLOCKS != ACTIONS % BLOCKS) | (blocks == TASK))
-        # A token that does not count sees itself, so that no row of the mask is empty.
+        # A token that is not valid sees itself, so that no row of the mask is empty.
         mask = block_mask(blocks, blocks, valid) | torch.eye(len(blocks), dtype=torch.bool, device=blocks.device)
         positions = torch.arange(len(blocks), device=blocks.device)[None]
         outputs, _ = self.transformer([tokens], mask, positions, [None])
         assert outputs[0] is not None
-        # What is done is read off each state. The task stands where a decision before the first would have its actions,
-        # so that the states are the last tokens of equal parts.
+        # Each state token predicts the chunk after it. The task stands where a decision before the first would have its
+        # actions, so that the states are the last tokens of equal parts.
         part = len(blocks) // self.config.context
         chunks = self.action_out(outputs[0][:, part - 1 :: part])
         return chunks.unflatten(2, (self.config.chunk_len, self.interface.action_dim, self.numbers))
 
     def _tokens(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """Task, then (return-to-go, frames and state, actions) of every decision but for the last one's actions:
-        tokens (batch, tokens, width), which of them count, and their blocks (tokens,)."""
+        tokens (batch, tokens, width), which of them are valid, and their blocks (tokens,)."""
         shown = observation.valid
         batch, k = shown.shape
         tokens, valid = self.encoder(observation)

@@ -1,8 +1,8 @@
 """From the keys, units and texts of a data set or robot to a policy's tensors, and back.
 
-One object does it for training, evaluation and control. It lives in the checkpoint, statistics included, so that
-what a policy sees on the robot went the way of what it saw in training. Robots of other shapes share one state and one
-action vector: each fills the entries that it has, and the rest is zero and does not count.
+One object does it for training, evaluation and control. It lives in the checkpoint, statistics included, so that a
+policy sees on the robot what it would have seen in training. Robots of other shapes share one state and one action
+vector: each fills the entries that it has, and the rest is zero and not valid.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Agent:
         self._observed: dict[int, tuple[Mapping[str, np.ndarray], np.ndarray]] = {}
         """Control step to what was seen then and what was still to be earned, one row per episode."""
         self._actions: deque[np.ndarray] = deque(maxlen=self._history.steps)
-        """As many of the last as a chunk is told of."""
+        """The last actions, as many as the policy's history holds."""
         self._step = 0
         self._returned = np.zeros(len(self._tasks))
 

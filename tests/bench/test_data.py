@@ -13,7 +13,7 @@ from robostack.bench.lerobot import Loading, lerobot_process
 from robostack.common.processes import worker_pool
 from robostack.datasets.windows import WindowSampler
 
-TINY = bench.Size(
+TINY = bench.DataSize(
     episodes=2,
     frames=20,
     chunk_len=8,

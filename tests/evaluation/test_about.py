@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robostack.evaluation.about import keep_apart, name_checkpoint, read_training_log
+from robostack.evaluation.about import keep_apart, name_checkpoint, read_log_beside
 from robostack.policies.checkpoint import TrainedOn
 
 
@@ -50,15 +50,15 @@ def test_a_log_that_cannot_be_read_is_a_warning(content: bytes | None, tmp_path:
     else:
         path.write_bytes(content)
     with pytest.warns(UserWarning, match="no training curves: ") as caught:
-        lines, said = read_training_log(tmp_path / "checkpoints" / "step-1")
+        lines, said = read_log_beside(tmp_path / "checkpoints" / "step-1")
     assert lines == [] and "\n" not in said and str(caught[0].message) == said
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert read_training_log(tmp_path / "checkpoints" / "step-1") == ([{"step": 1, "loss": 2.0}], "")
-    assert read_training_log(tmp_path / "none" / "checkpoints" / "step-1") == ([], "")
-    assert read_training_log(tmp_path / "downloads" / "step-1") == ([], "")  # of no run: what lies above is another's
+    assert read_log_beside(tmp_path / "checkpoints" / "step-1") == ([{"step": 1, "loss": 2.0}], "")
+    assert read_log_beside(tmp_path / "none" / "checkpoints" / "step-1") == ([], "")
+    assert read_log_beside(tmp_path / "downloads" / "step-1") == ([], "")  # of no run: what lies above is another's
 
 
 def test_a_pipe_in_place_of_a_checkpoint_s_description_does_not_hang(tmp_path: Path) -> None:

@@ -21,14 +21,14 @@ from robostack.datasets.formats.video import write_video
 from robostack.evaluation import evaluate as evaluation_module
 from robostack.evaluation import films as films_module
 from robostack.evaluation.config import EvalConfig
-from robostack.evaluation.ledger import Ledger, Settings, from_record, to_record
+from robostack.evaluation.ledger import EpisodeSettings, Ledger, from_record, to_record
 from robostack.evaluation.rollout import Outcome
 from robostack.pages.evaluation import write_report
 
 evaluate = partial(evaluation_module.evaluate, write_page=write_report)
 
 ENV = "aloha-transfer-cube"
-SETTINGS = Settings("step-4 0123", ENV, 10, 4, 20, None, None, "cpu")
+SETTINGS = EpisodeSettings("step-4 0123", ENV, 10, 4, 20, None, None, "cpu")
 
 
 def outcome(seed: int, success: bool | None = None) -> Outcome:

@@ -14,13 +14,13 @@ from jaxtyping import Float, UInt8
 from robostack.datasets.episodes import Feature
 
 # fmt: off
-Kind = Literal[
+ProblemKind = Literal[
     "unreadable", "not finite", "no rate", "no task", "dropped frames", "off the rate", "not rising", "late start",
     "jump", "beyond limits", "short", "black image", "flat image", "frozen camera", "left out", "set right",
     "coarse times", "constant", "hardly varies",
 ]
 # fmt: on
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[ProblemKind, ...] = get_args(ProblemKind)
 """Most serious first."""
 NOTES = ("no rate", "no task", "late start", "short", "left out", "set right", "coarse times", "constant")
 NOTES += ("hardly varies",)
@@ -36,7 +36,7 @@ STEPS_KEPT = 100
 class Problem:
     """A finding: where, and a line that tells it. Without `episodes` it holds for the whole data set."""
 
-    kind: Kind
+    kind: ProblemKind
     text: str
     feature: str | None = None
     entry: str | None = None
@@ -143,7 +143,7 @@ class Inspection:
 
 
 @dataclass
-class Places:
+class Occurrences:
     """Where something is met: how often, in which episodes, and the worst of it."""
 
     count: int = 0
@@ -170,7 +170,9 @@ class Places:
         return f"frame {self.frame} of episode {self.episode}{more}"
 
 
-def problem_at(kind: Kind, key: str | None, feature: Feature | None, entry: int | None, places: Places) -> Problem:
+def problem_at(
+    kind: ProblemKind, key: str | None, feature: Feature | None, entry: int | None, places: Occurrences
+) -> Problem:
     """The problem of one kind in one feature or entry, over all the places where it was met."""
     name = None if feature is None or entry is None else entry_name(feature, entry)
     unit = "" if feature is None or entry is None else entry_unit(feature, entry)
@@ -184,7 +186,7 @@ def problem_at(kind: Kind, key: str | None, feature: Feature | None, entry: int 
     return Problem(kind, text, key, name, places.ordered, frame, places.count, severity)
 
 
-def _line(kind: Kind, where: str, unit: str, places: Places) -> str:
+def _line(kind: ProblemKind, where: str, unit: str, places: Occurrences) -> str:
     """For people; `where` names feature and entry."""
     count, worst, plural = places.count, places.worst, "s" * (places.count != 1)
     many = len(places.episodes)

@@ -33,10 +33,10 @@ from robostack.datasets.inspection.findings import (
     Entry,
     FeatureSummary,
     Inspection,
-    Kind,
+    Occurrences,
     Picture,
-    Places,
     Problem,
+    ProblemKind,
     entry_name,
     entry_unit,
     problem_at,
@@ -147,7 +147,7 @@ class _Survey:
         self.sampled = {int(episode) for episode in np.rint(spread)}
         self.lengths: dict[int, int] = {}
         self.tasks: Counter[str] = Counter()
-        self.places: dict[tuple[Kind, str | None, int | None], Places] = {}
+        self.places: dict[tuple[ProblemKind, str | None, int | None], Occurrences] = {}
         self.told = [
             *(_note("left out", f"{key} is left out: {why}", key) for key, why in reader.left_out.items()),
             *(_note("set right", remark) for remark in reader.remarks),
@@ -208,8 +208,8 @@ class _Survey:
             if columns[key].shape != (length, *feature.shape):
                 raise DataError(f"{key}: expected shape {(length, *feature.shape)}, got {columns[key].shape}")
 
-    def _place(self, kind: Kind, key: str | None = None, entry: int | None = None) -> Places:
-        return self.places.setdefault((kind, key, entry), Places())
+    def _place(self, kind: ProblemKind, key: str | None = None, entry: int | None = None) -> Occurrences:
+        return self.places.setdefault((kind, key, entry), Occurrences())
 
     def _measure(self, number: int, key: str, running: _Running, rows: np.ndarray) -> None:
         if len(rows) == 0:
@@ -353,7 +353,7 @@ class _Survey:
                 if size > limit:
                     self._place("jump", key, entry).add(episode, frame, size)
 
-    def _problem(self, place: tuple[Kind, str | None, int | None]) -> Problem:
+    def _problem(self, place: tuple[ProblemKind, str | None, int | None]) -> Problem:
         kind, key, entry = place
         return problem_at(kind, key, self.reader.features[key] if key else None, entry, self.places[place])
 
@@ -397,7 +397,7 @@ def _frames(frames: Column, wanted: Sequence[int]) -> Iterator[np.ndarray]:
         raise DataError(f"expected {len(frames)} frames, the source ends before frame {wanted[found]}")
 
 
-def _note(kind: Kind, text: str, feature: str | None = None) -> Problem:
+def _note(kind: ProblemKind, text: str, feature: str | None = None) -> Problem:
     return Problem(kind, text, feature, severity="note")
 
 

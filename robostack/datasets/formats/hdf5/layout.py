@@ -62,7 +62,7 @@ def key_of(path: str) -> str:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class StoredPictures:
     """How the pictures of an array are read."""
 
     kind: Literal["encoded", "colour", "depth"]
@@ -72,23 +72,23 @@ class Pictures:
     """Whether channels are in reverse once decoded."""
 
     @staticmethod
-    def of(path: str, array: h5py.Dataset, is_aloha: bool) -> Pictures | None:
+    def of(path: str, array: h5py.Dataset, is_aloha: bool) -> StoredPictures | None:
         """None for what holds no pictures."""
         lower, shape, dtype = path.lower(), array.shape[1:], array.dtype
         is_named = key_of(path).startswith(IMAGES) or any(word in lower for word in _PICTURE_WORDS)
         is_depth = "depth" in lower
         if is_bytes(array) or dtype.kind == "S":
-            return Pictures(_kind(array, is_depth), None, is_aloha) if not shape and is_named else None
+            return StoredPictures(_kind(array, is_depth), None, is_aloha) if not shape and is_named else None
         if dtype.kind in "iu" and dtype.itemsize == 2 and (is_depth or is_named) and _flat(shape) is not None:
-            return Pictures("depth", None, False)
+            return StoredPictures("depth", None, False)
         if is_depth and dtype.kind == "f":  # in metres, or whatever else: numbers as they are
             return None
         if dtype == np.uint8 and len(shape) == 1 and is_named:
-            return Pictures(_kind(array, is_depth), None, is_aloha)
+            return StoredPictures(_kind(array, is_depth), None, is_aloha)
         form = PictureForm.of(shape, dtype)
         if form is None or not (is_named or (dtype == np.uint8 and len(shape) == 3)):
             return None
-        return Pictures("colour", form, False)
+        return StoredPictures("colour", form, False)
 
     def one(self, picture: Any) -> Shaped[np.ndarray, "height width channels"]:
         """A picture as `Frames` have it. Raises DataError where it is damaged, or not what it is said to be."""
@@ -108,13 +108,13 @@ class Pictures:
         for start in range(0, len(array), block):
             yield from array[start : start + block]
 
-    def scaled(self, array: h5py.Dataset) -> Pictures:
+    def scaled(self, array: h5py.Dataset) -> StoredPictures:
         """The same, with the scale of floats by all that the array holds."""
         if self.form is None or array.dtype.kind != "f":
             return self
         forms = (self.form.seen(picture) for picture in self.all(array))
         form = next((form for form in forms if form.scale != "0..1"), None)
-        return Pictures(self.kind, form or self.form.seen(np.zeros(1)), self.turned)
+        return StoredPictures(self.kind, form or self.form.seen(np.zeros(1)), self.turned)
 
 
 def _kind(array: h5py.Dataset, is_depth: bool) -> Literal["encoded", "depth"]:
@@ -151,9 +151,9 @@ def _bytes(row: Any) -> bytes:
     return row if isinstance(row, bytes) else row.astype(np.uint8, copy=False).tobytes()
 
 
-def feature_of(path: str, array: h5py.Dataset, is_aloha: bool, peek: Callable[[Pictures], np.ndarray]) -> Feature:
+def feature_of(path: str, array: h5py.Dataset, is_aloha: bool, peek: Callable[[StoredPictures], np.ndarray]) -> Feature:
     """What an array holds; `peek` gives the first of its pictures. Raises DataError for what cannot be kept."""
-    if (pictures := Pictures.of(path, array, is_aloha)) is not None:
+    if (pictures := StoredPictures.of(path, array, is_aloha)) is not None:
         first = peek(pictures)
         return Feature(first.shape, first.dtype.name, units=("mm",) if pictures.kind == "depth" else ())
     if is_text(array) or array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:

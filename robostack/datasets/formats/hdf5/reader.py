@@ -49,7 +49,7 @@ from robostack.datasets.formats.hdf5.layout import (
     ARRAYS,
     BASE,
     OBSERVATIONS,
-    Pictures,
+    StoredPictures,
     feature_of,
     key_of,
     with_base,
@@ -165,7 +165,7 @@ class Hdf5Reader:
 
     def _camera(self, episode: int, key: str, keyed: _Keyed, length: int) -> Frames:
         (name, array), where = keyed[key], self._where(episode)
-        pictures = Pictures.of(name, array, _is_aloha(array))
+        pictures = StoredPictures.of(name, array, _is_aloha(array))
         if pictures is None:
             raise FeatureError(key, f"is no camera here, got {array.shape} {array.dtype}", where)
         try:
@@ -202,7 +202,7 @@ class Hdf5Reader:
     def _frames(self, episode: int, key: str, length: int) -> Iterator[np.ndarray]:
         with self._open(episode) as root:
             name, array = _keyed(root)[0][key]
-            pictures = Pictures.of(name, array, _is_aloha(root))
+            pictures = StoredPictures.of(name, array, _is_aloha(root))
             if pictures is None:
                 raise DataError(f"{key} is no camera any more: it was changed while it was read")
             pictures = pictures.scaled(array)
@@ -344,7 +344,7 @@ def _keyed(root: h5py.Group) -> tuple[_Keyed, dict[str, str]]:
     return keyed, aside
 
 
-def _first(array: h5py.Dataset, pictures: Pictures) -> np.ndarray:
+def _first(array: h5py.Dataset, pictures: StoredPictures) -> np.ndarray:
     return pictures.scaled(array).one(next(pictures.all(array)))
 
 

@@ -42,7 +42,7 @@ class DepthCodes:
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredFeature:
     """A feature and how it is kept."""
 
     feature: Feature
@@ -59,17 +59,17 @@ class Source:
     """Whether it was declared with one channel, which may turn out to be depth."""
     remarks: tuple[str, ...] = ()
 
-    def resized(self, height: int, width: int, remark: str) -> Source:
+    def resized(self, height: int, width: int, remark: str) -> StoredFeature:
         """The same for pictures of another size."""
         feature = replace(self.feature, shape=(height, width, self.feature.shape[2]))
         return replace(self, feature=feature, remarks=(*self.remarks, remark))
 
-    def as_depth(self) -> Source:
+    def as_depth(self) -> StoredFeature:
         """A gray camera whose pictures turn out to have 16 bits, which are millimetres where nothing else is said."""
         return replace(self, feature=Feature((*self.feature.shape[:2], 1), "uint16", (), ("mm",)))
 
 
-def read_source(key: str, described: Any) -> Source:
+def read_source(key: str, described: Any) -> StoredFeature:
     """What info.json says of a feature. Raises DataError, saying of what kind it is, for one that is not read."""
     if not isinstance(described, Mapping):
         raise DataError(f"is described by {shown(described)}")
@@ -85,9 +85,9 @@ def read_source(key: str, described: Any) -> Source:
     stored = Feature(shape, "float32" if dtype == "float16" else dtype)
     if _is_depth(key, stored):
         height, width = (size for axis, size in enumerate(shape) if len(shape) == 2 or axis != channel_axis(shape))
-        return Source(Feature((height, width, 1), "uint16", (), ("mm",)), "array", stored)
+        return StoredFeature(Feature((height, width, 1), "uint16", (), ("mm",)), "array", stored)
     if _is_picture(key, stored, names) and (form := PictureForm.of(shape, np.dtype(stored.dtype), names)):
-        return Source(Feature((*form.size, 3), "uint8"), "array", stored, form)
+        return StoredFeature(Feature((*form.size, 3), "uint8"), "array", stored, form)
     if key == "timestamp" and shape == (1,):
         stored = Feature((), stored.dtype)
     remarks: tuple[str, ...] = ()
@@ -95,10 +95,10 @@ def read_source(key: str, described: Any) -> Source:
         if len(names) != len(shape):  # else they are of the axes
             remarks = (f"{key} has {len(names)} names for {stored.entries} entries: its names are left out",)
         names = []
-    return Source(replace(stored, names=unique_names(names)), "numbers", stored, remarks=remarks)
+    return StoredFeature(replace(stored, names=unique_names(names)), "numbers", stored, remarks=remarks)
 
 
-def _camera(dtype: str, shape: tuple[int, ...], names: Sequence[str], info: Mapping[str, Any]) -> Source:
+def _camera(dtype: str, shape: tuple[int, ...], names: Sequence[str], info: Mapping[str, Any]) -> StoredFeature:
     axis = channel_axis(shape, names) if len(shape) == 3 else None
     if len(shape) != 2 and axis is None:
         raise DataError(f"{dtype} of shape {shape}, which has no axis of 1, 3 or 4 colours")
@@ -108,7 +108,7 @@ def _camera(dtype: str, shape: tuple[int, ...], names: Sequence[str], info: Mapp
     if not is_depth or (kind == "video" and "video.depth_min" not in info):
         remarks = ("a depth map in a video of colours is read as the colours",) if is_depth else ()
         is_gray = axis is None or shape[axis] == 1
-        return Source(Feature((height, width, 3), "uint8"), kind, is_gray=is_gray, remarks=remarks)
+        return StoredFeature(Feature((height, width, 3), "uint8"), kind, is_gray=is_gray, remarks=remarks)
     unit = info.get("depth_unit") or "mm"
     if kind == "video":
         described = {name: info.get(f"video.{name}") for name in ("depth_min", "depth_max", "shift")}
@@ -116,10 +116,10 @@ def _camera(dtype: str, shape: tuple[int, ...], names: Sequence[str], info: Mapp
         codes = DepthCodes(**said, use_log=info.get("video.use_log") is not False)
         if not codes.depth_min < codes.depth_max or (codes.use_log and codes.depth_min + codes.shift <= 0):
             raise DataError(f"depth from {codes.depth_min} to {codes.depth_max} m, shifted by {codes.shift} m")
-        return Source(Feature((height, width, 1), "uint16", (), ("mm",)), kind, depth_codes=codes)
+        return StoredFeature(Feature((height, width, 1), "uint16", (), ("mm",)), kind, depth_codes=codes)
     feature = Feature((height, width, 1), "uint16", (), ("mm" if unit == "m" else str(unit),))
     remarks = ("depth in metres is kept in whole millimetres",) if unit == "m" else ()
-    return Source(feature, kind, depth_factor=1000.0 if unit == "m" else 1.0, remarks=remarks)
+    return StoredFeature(feature, kind, depth_factor=1000.0 if unit == "m" else 1.0, remarks=remarks)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

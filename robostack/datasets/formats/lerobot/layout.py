@@ -21,7 +21,7 @@ from typing import Any
 from robostack.common.files import read_json, read_json_lines
 from robostack.common.text import one_line
 from robostack.datasets.episodes import DataError, Feature
-from robostack.datasets.formats.lerobot.features import Source
+from robostack.datasets.formats.lerobot.features import StoredFeature
 from robostack.datasets.formats.lerobot.places import Place, read_places, read_table
 from robostack.datasets.formats.lerobot.values import real, shown, whole
 from robostack.datasets.formats.origin import FILE
@@ -125,7 +125,7 @@ def _read_own(path: Path) -> dict[str, Any]:
     return own if isinstance(own, dict) else {}
 
 
-def with_own(key: str, source: Source, own: Mapping[str, Any]) -> Source:
+def with_own(key: str, source: StoredFeature, own: Mapping[str, Any]) -> StoredFeature:
     """The shape, names and units that robostack kept of a feature, where they still fit it."""
     try:
         kept = own["features"][key]

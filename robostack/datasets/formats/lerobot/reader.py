@@ -29,7 +29,7 @@ from robostack.datasets.episodes import (
     FeatureError,
     Frames,
 )
-from robostack.datasets.formats.lerobot.features import Source, numbers, read_source
+from robostack.datasets.formats.lerobot.features import StoredFeature, numbers, read_source
 from robostack.datasets.formats.lerobot.layout import read_metadata, with_own
 from robostack.datasets.formats.lerobot.places import Place, Window
 from robostack.datasets.formats.lerobot.tables import Tables
@@ -73,7 +73,7 @@ class LeRobotReader:
         self._is_old = meta.version != "v3.0"
         self._tables = Tables(self.path, self._is_old)
         self._ends: dict[Path, float | None] = {}
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, StoredFeature] = {}
         self.left_out: dict[str, str] = {}
         remarks = list(meta.remarks)
         for key in meta.described:
@@ -223,7 +223,7 @@ class LeRobotReader:
 
     # Cameras
 
-    def _as_it_is(self, key: str, source: Source) -> Source:
+    def _as_it_is(self, key: str, source: StoredFeature) -> StoredFeature:
         """The source with the size of its first frame that can be read, which may not be what meta/info.json says."""
         if source.kind not in ("pictures", "video"):
             return source
@@ -296,7 +296,7 @@ class LeRobotReader:
             raise DataError(f"{name} has more than {LARGEST_FRAME:,} bytes")
         return file.read_bytes()
 
-    def _arrays(self, place: Place, key: str, source: Source) -> Iterator[np.ndarray]:
+    def _arrays(self, place: Place, key: str, source: StoredFeature) -> Iterator[np.ndarray]:
         """Pictures that are numbers in the table."""
         assert source.stored is not None
         form = source.form
