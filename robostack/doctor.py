@@ -4,6 +4,8 @@ The report is a plain dictionary, so that it can go into an issue as JSON. Heavy
 that use them: a broken one is then a failed check, not the end of the doctor.
 """
 
+from __future__ import annotations
+
 import importlib.metadata
 import os
 import platform

@@ -5,6 +5,8 @@ does so behind Gymnasium's interface, with arrays of numpy going in and coming o
 in one jit of one vmap, as its documentation does.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version

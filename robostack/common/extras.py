@@ -1,5 +1,7 @@
 """Optional packages, and one error for all who miss one."""
 
+from __future__ import annotations
+
 import importlib.util
 
 

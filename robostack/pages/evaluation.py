@@ -3,6 +3,8 @@
 Everything is inside: style, plots (SVG), videos (base64); see `html_page`.
 """
 
+from __future__ import annotations
+
 import base64
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence

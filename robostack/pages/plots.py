@@ -1,5 +1,7 @@
 """Training curves as SVG that lives inside a page: its text and colours are the page's own, light or dark."""
 
+from __future__ import annotations
+
 import io
 import math
 import re

@@ -180,7 +180,7 @@ class Diffusion(nn.Module):
         return self.observe(observation)[0].flatten(1)
 
     def _with_past(self, observation: Observation, actions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Past actions before the chunk. One run before the start of the episode does not count, nor does one of a
+        """Past actions before the chunk. One run before the start of the episode is not valid, nor is one of a
         joint that the robot does not have."""
         if not (past := self.config.predict_past):
             return actions, valid

@@ -91,7 +91,7 @@ class Pi0Config:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The encoded prefix: per layer its keys and values, and which of its tokens count, (batch, tokens)."""
+    """The encoded prefix: per layer its keys and values, and which of its tokens are valid, (batch, tokens)."""
 
     cache: KeysValues
     valid: Tensor
@@ -132,7 +132,7 @@ class Pi0(nn.Module):
         valid: Bool[Tensor, "batch chunk_len action_dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        """E‖v̂(x_t, t) − (x₁ − x₀)‖² or E‖x̂₁(x_t, t) − x₁‖², over the actions that count."""
+        """E‖v̂(x_t, t) − (x₁ − x₀)‖² or E‖x̂₁(x_t, t) − x₁‖², over the valid actions."""
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)
         t = sample_time(self.config.time_sampling, len(actions), generator, actions.device)
         point = self.path.sample(noise, actions, t)
