@@ -17,7 +17,7 @@ Look = Callable[[Shapes], Mapping[str, np.ndarray]]
 """Gives those of the observations wanted, key to shape of a row, that the environment has at this control step, with
 one row per episode. Cameras are rendered only when it is called."""
 
-SCRIPTED: Mapping[str, str] = {
+EXPERTS: Mapping[str, str] = {
     "aloha-transfer-cube": "robostack.experts.aloha:transfer_cube",
     "aloha-insertion": "robostack.experts.aloha:insertion",
 }
@@ -75,7 +75,7 @@ def make_expert(name: str, asked: Asked = Asked()) -> Expert:
     gym_id = resolve(name)
     if asked.checkpoints:
         return _find(TRAINED)(asked)
-    for scripted, place in SCRIPTED.items():
+    for scripted, place in EXPERTS.items():
         if gym_id == ENVIRONMENTS[scripted]:
             return _find(place)(asked)
     raise ValueError(f"no expert is scripted for {name!r}: train one with `robostack expert --env {name}`")
