@@ -78,16 +78,18 @@ STATE: Mapping[type[torch.optim.Optimizer], tuple[str, ...]] = {
 def build_optimizers(
     policy: nn.Module, name: OptimizerName, learning_rate: float, weight_decay: float
 ) -> tuple[torch.optim.Optimizer, ...]:
-    """Optimisers that share the policy's parameters out among them. Only `layer_weights` are decayed."""
+    """Optimisers that share out among them the policy's parameters that require a gradient. Only `layer_weights` are
+    decayed."""
     decayed = layer_weights(policy)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     if name == "adamw":
-        return (_adamw(list(policy.parameters()), decayed, learning_rate, weight_decay),)
+        return (_adamw(trained, decayed, learning_rate, weight_decay),)
     if name == "muon":
-        matrices = list(hidden_matrices(policy).values())
+        matrices = [matrix for matrix in hidden_matrices(policy).values() if matrix.requires_grad]
         if not matrices:
-            raise ValueError(f"{type(policy).__name__} has no transformer whose matrices Muon could take: use adamw")
+            raise ValueError(f"{type(policy).__name__} trains no transformer whose matrices Muon could take: use adamw")
         taken = set(matrices)
-        others = [parameter for parameter in policy.parameters() if parameter not in taken]
+        others = [parameter for parameter in trained if parameter not in taken]
         muon = Muon(matrices, learning_rate, weight_decay)
         return (muon, _adamw(others, decayed, learning_rate, weight_decay))
     assert_never(name)

@@ -96,11 +96,16 @@ class _NothingDrawn(TorchFunctionMode):
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: Path, assign: bool = False) -> None:
     """Loads `tensors` into `module`; with `assign` they become its own, and nothing is copied. Raises CheckpointError,
     before anything is changed, if one is missing, left over, of another shape or type, or holds what is no weight."""
-    if told := differences(kinds_of(module.state_dict()), kinds_of(tensors)):
-        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {told}")
+    check_fits(kinds_of(module.state_dict()), tensors, source)
+    module.load_state_dict(dict(tensors), assign=assign)
+
+
+def check_fits(expected: Mapping[str, Kind], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raises CheckpointError unless the tensors are those that are expected, and weights."""
+    if told := differences(expected, kinds_of(tensors)):
+        raise CheckpointError(f"{source} does not fit: {told}")
     if told := what_is_no_weight(tensors):
         raise CheckpointError(f"{source}: {told}: use another checkpoint")
-    module.load_state_dict(dict(tensors), assign=assign)
 
 
 def what_is_no_weight(tensors: Mapping[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from robostack.common.numbers import check_bounds
 from robostack.core.names import OptimizerName
@@ -35,6 +36,9 @@ class TrainConfig:
     """Every n-th frame starts a training window; fewer windows keep more of the images in the page cache."""
     steps: int = 3000
     batch: int = 128
+    """Windows that go through the policy at once."""
+    accumulate: int = 1
+    """Batches whose gradients add up to one step: a larger batch in the memory of one."""
     optimizer: OptimizerName = "adamw"
     """`muon` moves the matrices inside a transformer's blocks by orthogonalised momentum, the rest as AdamW."""
     learning_rate: float = 1e-3
@@ -45,7 +49,9 @@ class TrainConfig:
     gradient_clip: float = 1.0
     """Bound of the gradient's norm."""
     average_decay: float = 0.999
-    """Decay of the exponential moving average of the weights, which evaluation uses."""
+    """Decay of the exponential moving average of the weights, which evaluation uses; 0 keeps none."""
+    average_device: Literal["same", "cpu"] = "same"
+    """Where the average is: `cpu` spares a GPU's memory, and copies the weights at every step."""
     seed: int = 0
     device: str = "auto"
     """`auto` takes a GPU when there is one, else the CPU."""
@@ -56,7 +62,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
-        check_bounds(self, 1, 10**9, "frame_stride", "steps", "batch", "log_every", "checkpoint_every")
+        check_bounds(self, 1, 10**9, "frame_stride", "steps", "batch", "accumulate", "log_every", "checkpoint_every")
         check_bounds(self, 0, 2**63 - 1, "seed")
         check_bounds(self, 0, 10**6, "threads")
         check_bounds(self, 0, 10**9, "warmup_steps")

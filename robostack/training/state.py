@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robostack.core.optim import STATE, build_optimizers
 from robostack.policies.checkpoint import Checkpoint
-from robostack.policies.weights import CheckpointError, load_strictly, what_is_no_weight
+from robostack.policies.weights import CheckpointError, check_fits, kinds_of, load_strictly, what_is_no_weight
 from robostack.training.config import TrainConfig
 
 
@@ -24,17 +24,20 @@ class TrainingState:
     """Weights, their average, and what the optimisers remember."""
 
     policy: nn.Module
-    average: nn.Module
+    average: dict[str, Tensor]
+    """Of what is trained, and the buffers; empty where none is kept."""
     optimizers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
     whole: bool = True
     """False while a step is applied: what is half updated belongs into no checkpoint."""
 
     @staticmethod
-    def of(policy: nn.Module, average: nn.Module, train: TrainConfig, device: torch.device) -> TrainingState:
+    def of(policy: nn.Module, train: TrainConfig, device: torch.device) -> TrainingState:
+        """Of a policy whose parameters require a gradient where they are trained."""
         policy.to(device)
-        average.to(device).requires_grad_(False).eval()
-        average.load_state_dict(policy.state_dict())
+        averaged = {name: value for name, value in policy.state_dict().items() if train.average_decay}
+        kept = "cpu" if train.average_device == "cpu" else device
+        average = {name: value.to(kept, copy=True) for name, value in averaged.items()}
         optimizers = build_optimizers(policy, train.optimizer, train.learning_rate, train.weight_decay)
         return TrainingState(policy, average, optimizers)
 
@@ -47,13 +50,15 @@ class TrainingState:
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
-        follow(self.average, self.policy, min(average_decay, self.step / (10 + self.step)))
+        if self.average:
+            follow(self.average, self.policy, min(average_decay, self.step / (10 + self.step)))
         self.whole = True
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything as flat named tensors, by file. Raises TrainingError where the weights are none."""
-        for of, module in (("weights", self.policy), ("average", self.average)):
-            if told := what_is_no_weight(module.state_dict()):
+        found = {"weights": self.policy.state_dict(), "average": self.average}
+        for of, tensors in found.items():
+            if told := what_is_no_weight(tensors):
                 raise TrainingError(f"the {of} are no longer sound after step {self.step}: {told}")
         optimizer = {
             f"{name}.{key}": optimizer.state[parameter][key]
@@ -61,13 +66,18 @@ class TrainingState:
             for key in STATE[type(optimizer)]
             if parameter in optimizer.state
         }
-        return {"model": self.policy.state_dict(), "average": self.average.state_dict(), "optimizer": optimizer}
+        averages = {"average": self.average} if self.average else {}
+        return {"model": found["weights"], **averages, "optimizer": optimizer}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes weights, average and optimiser state from a checkpoint, strictly."""
         self._check_optimizer(checkpoint)
         load_strictly(self.policy, checkpoint.tensors("model"), checkpoint.file("model"))
-        load_strictly(self.average, checkpoint.tensors("average"), checkpoint.file("average"))
+        if self.average:
+            stored = checkpoint.tensors("average")
+            check_fits(kinds_of(self.average), stored, checkpoint.file("average"))
+            for name, value in self.average.items():
+                value.copy_(stored[name])
         stored, file = checkpoint.tensors("optimizer"), checkpoint.file("optimizer")
         if unsound := [key for key, value in stored.items() if not bool(value.isfinite().all())]:
             raise CheckpointError(f"{file}: {unsound[0]} is not finite: use another checkpoint")
@@ -97,9 +107,10 @@ class TrainingState:
             raise CheckpointError(f"{file}: {min(stored)} belongs to no parameter of this run: use another one")
 
     def _shared_out(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
-        """Every parameter, in the policy's order, with the optimiser that has it."""
+        """Every parameter that is trained, in the policy's order, with the optimiser that has it."""
         owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        return ((name, parameter, owner[parameter]) for name, parameter in self.policy.named_parameters())
+        parameters = self.policy.named_parameters()
+        return ((name, parameter, owner[parameter]) for name, parameter in parameters if parameter in owner)
 
 
 def schedule(step: int, warmup_steps: int, steps: int) -> float:
@@ -110,10 +121,13 @@ def schedule(step: int, warmup_steps: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, policy: nn.Module, decay: float) -> None:
-    """average ← decay · average + (1 − decay) · policy; buffers, such as the statistics of a norm, are copied."""
-    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        list(average.parameters()), list(policy.parameters()), 1.0 - decay
-    )
-    for kept, buffer in zip(average.buffers(), policy.buffers(), strict=True):
-        kept.copy_(buffer)
+def follow(average: dict[str, Tensor], policy: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 − decay) · policy; buffers, such as the statistics of a norm, are copied, and what
+    is not trained stays what it is."""
+    trained = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    kept = [average[name] for name in trained]
+    moved = [parameter.to(to.device) for parameter, to in zip(trained.values(), kept, strict=True)]
+    torch._foreach_lerp_(kept, moved, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
+    for name, buffer in policy.named_buffers():
+        if name in average:
+            average[name].copy_(buffer)

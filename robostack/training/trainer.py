@@ -17,9 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robostack.common.files import refuse_taken, room_needed, whole_folder
 from robostack.common.interrupt import held_back, saying
@@ -30,6 +29,7 @@ from robostack.datasets.formats.convert import Progress
 from robostack.policies.checkpoint import RUN_FILE, Checkpoint, PolicyTraining, resume_command
 from robostack.policies.weights import CheckpointError
 from robostack.training.augmentation import augment
+from robostack.training.batches import Batch, Batches
 from robostack.training.config import TrainConfig
 from robostack.training.data import open_stores
 from robostack.training.log import LOG_FILE, TrainingLog, TrainingReport
@@ -121,35 +121,33 @@ def _run(
     device = pick_device(train.device)
     if start is not None:
         start.check_fits("model")
-        start.check_fits("average")
+        if train.average_decay:
+            start.check_fits("average")
     torch.manual_seed(train.seed)  # of the initial weights; everything later has generators of its own
-    policy, average = checkpoint.build(), checkpoint.build()
-    state = TrainingState.of(policy.train(), average, train, device)
+    policy: Any = checkpoint.build().train()
+    state = TrainingState.of(policy, train, device)
     if start is not None:
         state.restore(start)
 
     run = _Run(checkpoint, train, state)
+    batches, trained = Batches(source, checkpoint.processor, train, device), [*policy.parameters()]
     with ExitStack() as opened, saying(run.keep), held_back() as let_through:
-        log, waited = None, 0.0
+        opened.enter_context(batches)
+        log, waited, unchecked = None, 0.0, None
         while state.step < train.steps:
             let_through()
             begun = time.perf_counter()
-            rng = np.random.default_rng([train.seed, state.step])
-            parts = source.draw(train.batch, rng)
-            observation, actions, valid = checkpoint.processor.training_batch(parts, device)
-            generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
-            observation = augment(observation, train.augmentation, generator)
+            parts = batches.at(state.step)
             waited += time.perf_counter() - begun
-
-            with _precision(device):
-                loss = policy.loss(observation, actions, valid, generator)  # pyright: ignore[reportCallIssue]
-            loss.backward()
-            norm = float(nn.utils.clip_grad_norm_(policy.parameters(), train.gradient_clip))
-            if not (math.isfinite(norm) and math.isfinite(loss.item())):
-                raise TrainingError(
-                    f"the loss is {loss.item():.4g} and the norm of its gradient is {norm:.4g} at step "
-                    f"{state.step + 1}, which is not taken: {run.kept()}; try a smaller learning rate"
-                )
+            # `loss` is looked up at the policy itself, where sharding registers it as a forward.
+            loss = torch.stack([_backward(policy, batch.to(device), train) for batch in parts]).sum()
+            norm = nn.utils.clip_grad_norm_(trained, train.gradient_clip)
+            if unchecked is not None:
+                run.check(*unchecked)
+            unchecked = (state.step + 1, loss, norm)
+            if not _is_asked_late(device) or log is None or run.is_due():
+                run.check(*unchecked)
+                unchecked = None
             # Now the weights are known to be sound, and the settings to work.
             run.save_if_due()
             if log is None:
@@ -158,10 +156,22 @@ def _run(
             state.apply(rate, train.average_decay)
             if state.step == train.steps or state.step % train.log_every == 0:
                 with run.room(LOG_FILE):
-                    line = log.write(state.step, train.steps, loss.item(), norm, rate, waited)
+                    line = log.write(state.step, train.steps, loss.item(), float(norm), rate, waited)
                 report(line)
+        if unchecked is not None:
+            run.check(*unchecked)
         run.save_if_due()
     return train.out
+
+
+def _backward(policy: Any, batch: Batch, train: TrainConfig) -> Tensor:
+    """Adds the gradients of a batch; gives its part of the loss."""
+    generator = torch.Generator(batch.actions.device).manual_seed(batch.seed)
+    observation = augment(batch.observation, train.augmentation, generator)
+    with _precision(batch.actions.device):
+        loss = batch.share * policy.loss(observation, batch.actions, batch.valid, generator)
+    loss.backward()
+    return loss.detach()
 
 
 @dataclass
@@ -189,10 +199,21 @@ class _Run:
                 self.checkpoint.save_start(out)
             return TrainingLog(out, self.state.step)
 
-    def save_if_due(self) -> None:
-        """After every so many steps, and the last."""
+    def check(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Raises TrainingError for a loss or a gradient that is not finite: nothing of that step is kept."""
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            raise TrainingError(
+                f"the loss is {loss.item():.4g} and the norm of its gradient is {norm.item():.4g} at step {step}, "
+                f"which is not taken: {self.kept()}; try a smaller learning rate"
+            )
+
+    def is_due(self) -> bool:
+        """A checkpoint is, after every so many steps and the last."""
         step = self.state.step
-        if step == self.train.steps or (step and step % self.train.checkpoint_every == 0):
+        return step == self.train.steps or (step > 0 and step % self.train.checkpoint_every == 0)
+
+    def save_if_due(self) -> None:
+        if self.is_due():
             self.save()
 
     def save(self) -> None:
@@ -228,6 +249,11 @@ class _Run:
             return self.state.tensors()
         except TrainingError as error:
             raise TrainingError(f"{error}: {self.kept()}; try a smaller learning rate") from error
+
+
+def _is_asked_late(device: torch.device) -> bool:
+    """Whether a number is looked at a step later where nothing hangs on it yet: to ask a GPU for one is to wait."""
+    return device.type != "cpu"
 
 
 def _precision(device: torch.device) -> AbstractContextManager[object]:

@@ -24,6 +24,7 @@ from robostack.policies.act import ActConfig
 from robostack.policies.checkpoint import RUN_FILE, Checkpoint, checkpoint_folder
 from robostack.policies.pi0 import Pi0, Pi0Config
 from robostack.policies.weights import CheckpointError
+from robostack.training import trainer
 from robostack.training.config import TrainConfig
 from robostack.training.log import read_training_log
 from robostack.training.trainer import TrainingError, resume, train
@@ -204,11 +205,14 @@ def test_what_is_taken_is_refused_whatever_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("at", [0, 6, 13])
+@pytest.mark.parametrize("at", [0, 6, 9, 10, 13, 19])
+@pytest.mark.parametrize("late", [False, True])
 def test_a_gradient_that_is_not_finite_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, at: int, late: bool
 ) -> None:
-    """Between logs and checkpoints too: the step is not taken, what is kept is sound and goes on."""
+    """Between logs and checkpoints too, and where it is seen a step late, as on a GPU: the step is not taken, what is
+    kept is sound and goes on."""
+    monkeypatch.setattr(trainer, "_is_asked_late", lambda _: late)
     config, calls, loss = settings(tmp_path, log_every=20), [0], Pi0.loss
 
     def poisoned(self: Pi0, *arguments: Any) -> torch.Tensor:
@@ -223,7 +227,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     if at == 0:
         assert not config.out.exists()
         return
-    kept = "step-00000010 is kept" if at == 13 else "no checkpoint was made yet"
+    kept = "step-00000010 is kept" if at > 10 else "no checkpoint was made yet"
     assert kept in str(told.value) and f"robostack train --resume {config.out}" in str(told.value)
     monkeypatch.setattr(Pi0, "loss", loss)
     resume(config.out)

@@ -10,6 +10,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,15 @@ from support import write_reaching_data
 from robostack.common.serialize import from_json
 from robostack.datasets.store import EpisodeStore
 from robostack.policies.checkpoint import Checkpoint, CheckpointError, checkpoint_folder
-from robostack.policies.pi0 import Pi0Config
+from robostack.policies.pi0 import Pi0, Pi0Config
+from robostack.policies.protocol import Observation
 from robostack.policies.settings import Scaling
 from robostack.training import state
+from robostack.training.batches import Batches
 from robostack.training.config import TrainConfig
 from robostack.training.log import read_training_log
+from robostack.training.preparation import prepare
+from robostack.training.source import Source
 from robostack.training.trainer import TrainingError, resume, schedule, train
 
 POLICY = Pi0Config(chunk_len=4, execute_len=2, actions_per_token=2, expert_width=32, prefix_width=16, depth=2, heads=2)
@@ -169,13 +174,92 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
 
 
 def test_the_average_has_the_buffers_of_the_weights() -> None:
-    policy, average = (torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)) for _ in range(2))
+    policy = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    average = {name: value.clone() for name, value in policy.state_dict().items()}
+    policy[0].weight.requires_grad_(False)
+    weight = average["0.weight"].clone()
     for _ in range(3):
         policy(torch.randn(8, 3))
+    with torch.no_grad():
+        policy[0].bias.add_(1.0)
+    bias = average["0.bias"].clone()
     state.follow(average, policy, 0.9)
-    buffers = dict(average.named_buffers())
-    assert buffers["1.num_batches_tracked"] == 3
-    assert all(torch.equal(buffers[name], value) for name, value in policy.named_buffers())
+    assert average["1.num_batches_tracked"] == 3
+    assert all(torch.equal(average[name], value) for name, value in policy.named_buffers())
+    torch.testing.assert_close(average["0.bias"], bias + 0.1)
+    assert torch.equal(average["0.weight"], weight)
+
+
+def test_without_an_average_the_weights_are_what_they_are_with_one(tmp_path: Path) -> None:
+    plain, without = (settings(tmp_path, out=tmp_path / str(i), average_decay=0.999 * i) for i in (1, 0))
+    for config in (plain, without):
+        train("pi0", POLICY, config)
+    assert not (checkpoint_folder(without.out) / "average.safetensors").exists()
+    expected = load_file(checkpoint_folder(plain.out) / "model.safetensors")
+    read = Checkpoint.read(without.out)
+    assert read.best == "model"
+    assert all(torch.equal(value, expected[name]) for name, value in read.load().state_dict().items())
+    resume(without.out)
+
+
+def test_each_process_of_a_training_draws_its_own_batches_and_the_first_what_one_alone_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(tmp_path)
+    stores = [EpisodeStore(config.data[0])]
+    processor = prepare(stores, POLICY.chunk_len)
+    source = Source.of(stores, processor, POLICY, config)
+
+    def drawn(rank: int | None) -> tuple[torch.Tensor, int]:
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: rank is not None)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        with Batches(source, processor, config, torch.device("cpu")) as batches:
+            (batch,) = batches.at(7)
+        return batch.actions, batch.seed
+
+    rng = np.random.default_rng([config.seed, 7])
+    actions = processor.training_batch(source.draw(config.batch, rng))[1]
+    for rank in (None, 0):
+        assert torch.equal(drawn(rank)[0], actions) and drawn(rank)[1] == drawn(None)[1]
+    assert drawn(None)[1] == int(rng.integers(2**63))
+    assert not torch.equal(drawn(1)[0], actions) and drawn(1)[1] != drawn(2)[1]
+
+
+def test_batches_prepared_ahead_are_those_prepared_when_asked_for(tmp_path: Path) -> None:
+    config = settings(tmp_path, accumulate=2)
+    stores = [EpisodeStore(config.data[0])]
+    processor = prepare(stores, POLICY.chunk_len)
+    source = Source.of(stores, processor, POLICY, config)
+    with (
+        Batches(source, processor, config, torch.device("cpu")) as ahead,
+        Batches(source, processor, config, torch.device("cpu"), ahead=False) as asked,
+    ):
+        for step in range(5, 9):
+            for one, other in zip(ahead.at(step), asked.at(step), strict=True):
+                assert torch.equal(one.actions, other.actions) and torch.equal(one.valid, other.valid)
+                assert torch.equal(one.observation.state, other.observation.state)
+                assert (one.seed, one.share) == (other.seed, other.share)
+
+
+def test_accumulated_batches_are_one_step_of_all_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step's loss is the mean over the valid numbers of all its batches, not that of the batches' means."""
+
+    def size(self: Pi0, observation: Observation, actions: torch.Tensor, valid: torch.Tensor, _: Any) -> torch.Tensor:
+        first = next(iter(self.parameters()))
+        return (actions.square() * valid).sum() / valid.sum() + 0.0 * first.sum()
+
+    monkeypatch.setattr(Pi0, "loss", size)
+    config = settings(tmp_path, steps=1, batch=4, accumulate=3, log_every=1)
+    long = dataclasses.replace(POLICY, chunk_len=20)
+    train("pi0", long, config)
+    stores = [EpisodeStore(config.data[0])]
+    processor = prepare(stores, long.chunk_len)
+    source = Source.of(stores, processor, long, config)
+    batches = Batches(source, processor, config, torch.device("cpu"), ahead=False).at(0)
+    actions, valid = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("actions", "valid"))
+    assert len({batch.share for batch in batches}) > 1
+    expected = (actions.square() * valid).sum() / valid.sum()
+    assert read_training_log(config.out)[0]["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_data_is_checked_before_anything_is_written(tmp_path: Path) -> None:
