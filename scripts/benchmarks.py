@@ -119,7 +119,7 @@ def return_runs(folder: Path) -> list[Run]:
 
 def prediction_runs(folder: Path) -> list[Run]:
     """Data or velocity, by token width and actions a token."""
-    velocity = ("--policy.prediction", "velocity", "--policy.loss", "velocity")
+    velocity = ("--policy.prediction", "velocity", "--policy.weighting", "velocity")
     wide = ("--policy.expert-width", "256", "--policy.heads", "8")
     single = ("--policy.actions-per-token", "1")
     variants: list[tuple[str, int, tuple[str, ...]]] = [

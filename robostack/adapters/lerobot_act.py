@@ -17,15 +17,15 @@ from torch import Tensor
 from robostack.policies.act import ActConfig
 from robostack.policies.protocol import Interface
 
-_POST_NORM = {"norm1": "attention_norms.0", "self_attn.out_proj": "projections.0.output"}
-_FEED_FORWARD = {"linear1": "feed_forwards.0.up", "linear2": "feed_forwards.0.down"}
-_ENCODER_LAYER = {**_POST_NORM, **_FEED_FORWARD, "norm2": "feed_forward_norms.0"}
+_POST_NORM = {"norm1": "attention_norm", "self_attn.out_proj": "projections.output"}
+_FEED_FORWARD = {"linear1": "feed_forward.up", "linear2": "feed_forward.down"}
+_ENCODER_LAYER = {**_POST_NORM, **_FEED_FORWARD, "norm2": "feed_forward_norm"}
 _DECODER_LAYER = {
     **_POST_NORM,
     **_FEED_FORWARD,
-    "norm2": "cross_norms.0",
-    "multihead_attn.out_proj": "cross_projections.0.output",
-    "norm3": "feed_forward_norms.0",
+    "norm2": "cross_norm",
+    "multihead_attn.out_proj": "cross.output",
+    "norm3": "feed_forward_norm",
 }
 
 
@@ -71,9 +71,9 @@ def _start(state: dict[str, Tensor], pre_norm: bool) -> Tensor:
     The values of tokens that are alike are one vector, and so is any mean of them, whatever queries and keys are.
     """
     block = "decoder.layers.0"
-    norm, bias = (state.pop(f"{block}.attention_norms.0.{kind}") for kind in ("weight", "bias"))
-    heads, heads_bias = (state.pop(f"{block}.projections.0.query_key_value.{kind}") for kind in ("weight", "bias"))
-    output, output_bias = (state.pop(f"{block}.projections.0.output.{kind}") for kind in ("weight", "bias"))
+    norm, bias = (state.pop(f"{block}.attention_norm.{kind}") for kind in ("weight", "bias"))
+    heads, heads_bias = (state.pop(f"{block}.projections.query_key_value.{kind}") for kind in ("weight", "bias"))
+    output, output_bias = (state.pop(f"{block}.projections.output.{kind}") for kind in ("weight", "bias"))
     zero = bias if pre_norm else torch.zeros_like(bias)  # the norm of a zero token is its bias
     start = F.linear(F.linear(zero, heads.chunk(3)[2], heads_bias.chunk(3)[2]), output, output_bias)
     return (start if pre_norm else F.layer_norm(start, norm.shape, norm, bias))[None, None]
@@ -97,15 +97,15 @@ def _state_dict(config: ActConfig, environment: int, tensors: Mapping[str, Tenso
         for index in range(depth):
             layer, block = f"{theirs}.layers.{index}", f"{ours}.layers.{index}"
             for kind in ("weight", "bias"):
-                state[f"{block}.projections.0.query_key_value.{kind}"] = take(f"{layer}.self_attn.in_proj_{kind}")
+                state[f"{block}.projections.query_key_value.{kind}"] = take(f"{layer}.self_attn.in_proj_{kind}")
                 if "norm3" in names:
                     query, key, value = take(f"{layer}.multihead_attn.in_proj_{kind}").chunk(3)
-                    state[f"{block}.cross_projections.0.query.{kind}"] = query
-                    state[f"{block}.memory.key_value.{kind}"] = torch.cat([key, value])
+                    state[f"{block}.cross.query.{kind}"] = query
+                    state[f"{block}.cross.key_value.{kind}"] = torch.cat([key, value])
             for theirs_part, ours_part in names.items():
                 move(f"{layer}.{theirs_part}", f"{block}.{ours_part}")
         if normed:
-            move(f"{theirs}.norm", f"{ours}.norms.0")
+            move(f"{theirs}.norm", f"{ours}.norm")
 
     pre_norm = config.order == "pre_norm"
     if config.posterior_depth:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robostack.core.attention import Mask
 from robostack.core.transformer import plain_transformer
 
 
@@ -30,9 +30,7 @@ class EntityEncoder(nn.Module):
     def forward(self, entities: Float[Tensor, "batch places features"]) -> Float[Tensor, "batch 1 token_width"]:
         there = entities[..., 0] > 0.5
         numbers = entities.sign() * entities.abs().log1p()
-        # Nobody looks at an empty place, and it looks at itself, so that no row of the mask is empty.
-        mask = there[:, None, :] | torch.eye(there.shape[1], dtype=torch.bool, device=there.device)
-        (encoded,), _ = self.transformer([self.entity_in(numbers)], mask, None, [None])
+        (encoded,) = self.transformer([self.entity_in(numbers)], Mask(valid=there), None)
         assert encoded is not None
         total = encoded.masked_fill(~there[..., None], 0.0).sum(dim=1)
         return self.token(total / there.sum(dim=1, keepdim=True).clamp(min=1))[:, None]

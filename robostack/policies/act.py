@@ -13,7 +13,7 @@ alike as they are, they learn one and the same vector by that, which is a parame
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
+from robostack.core.attention import Mask, attend
 from robostack.core.embeddings import position_embedding
 from robostack.core.losses import masked_mean
-from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
+from robostack.core.transformer_parts import (
+    CrossProjections,
+    FeedForward,
+    Norm,
+    Projections,
+    split_heads,
+)
 from robostack.datasets.moments import History
+from robostack.kernels.linear import linear
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
 from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, fit_to_chunk
+
+LAYER_NORM = Norm("layer", eps=1e-5)
 
 
 @dataclass(frozen=True)
@@ -90,12 +100,12 @@ class Act(nn.Module):
         self.latent_in = nn.Linear(config.latent, width)
         self.places = nn.Parameter(torch.randn(1, 1 + self.observe.tokens, width))
         """Where a token of the memory stands: added to queries and keys."""
-        self.encoder = _transformer(config, config.encoder_depth)
+        self.encoder = Layers(config, config.encoder_depth)
         self.queries = nn.Parameter(torch.randn(1, config.chunk_len, width))
         """What tells the actions of a chunk apart: added to queries and keys."""
         self.start = nn.Parameter(torch.zeros(1, 1, width))
         """The token that all of them are at first."""
-        self.decoder = _transformer(config, config.decoder_depth, memory=width)
+        self.decoder = Layers(config, config.decoder_depth, has_memory=True)
         # In the order post_norm DETR's decoder norms what its last block has normed.
         self.decoder_norm = nn.LayerNorm(width) if config.order == "post_norm" else nn.Identity()
         self.action_out = nn.Linear(width, interface.action_dim)
@@ -129,20 +139,9 @@ class Act(nn.Module):
         observed, valid = self.observe(observation)
         first = self.latent_in.bias.expand(len(observed), -1) if latent is None else self.latent_in(latent)
         tokens = torch.cat([first[:, None], observed], dim=1)
-        valid = F.pad(valid, (1, 0), value=True)[:, None]
-        (memory,), _ = self.encoder(
-            [tokens], valid.expand(-1, tokens.shape[1], -1), None, [None], embeddings=[self.places]
-        )
-        assert memory is not None
-        (outputs,), _ = self.decoder(
-            [self.start.expand_as(self.queries)],
-            None,
-            None,
-            [None],
-            embeddings=[self.queries],
-            memory=self.decoder.remember(memory, self.places),
-            memory_mask=valid,
-        )
+        mask = Mask(valid=F.pad(valid, (1, 0), value=True)).made_dense(1, tokens.shape[1], tokens.device)
+        memory = Memory(self.encoder(tokens, self.places, mask), self.places, mask)
+        outputs = self.decoder(self.start.expand_as(self.queries), self.queries, None, memory)
         return self.action_out(self.decoder_norm(outputs))
 
 
@@ -155,7 +154,7 @@ class Posterior(nn.Module):
         self.state_in = nn.Linear(interface.state_dim, config.width)
         self.action_in = nn.Linear(interface.action_dim, config.width)
         self.register_buffer("places", position_embedding(2 + config.chunk_len, config.width)[None], persistent=False)
-        self.transformer = _transformer(config, config.posterior_depth)
+        self.transformer = Layers(config, config.posterior_depth)
         self.out = nn.Linear(config.width, 2 * config.latent)
 
     def forward(
@@ -167,11 +166,100 @@ class Posterior(nn.Module):
         """Looks at the valid actions."""
         first = self.class_token.expand(len(state), -1, -1)
         tokens = torch.cat([first, self.state_in(state)[:, None], self.action_in(actions)], dim=1)
-        valid = F.pad(valid, (2, 0), value=True)[:, None].expand(-1, tokens.shape[1], -1)
-        (outputs,), _ = self.transformer([tokens], valid, None, [None], embeddings=[self.places], wanted=[slice(0, 1)])
-        assert outputs is not None
+        mask = Mask(valid=F.pad(valid, (2, 0), value=True)).made_dense(1, tokens.shape[1], tokens.device)
+        outputs = self.transformer(tokens, self.places, mask, wanted=1)
         mean, log_variance = self.out(outputs[:, 0]).chunk(2, dim=-1)
         return mean, log_variance
+
+
+class Memory(NamedTuple):
+    """What a decoder looks at: tokens (batch, tokens, width), where they stand, and which of them it may see."""
+
+    tokens: Tensor
+    places: Tensor
+    mask: Mask
+
+
+class Layers(nn.Module):
+    """Transformer layers as DETR has them (arXiv 2005.12872): where a token stands is added to queries and keys in each
+    of them, and each branch is normed before it or after it."""
+
+    def __init__(self, config: ActConfig, depth: int, has_memory: bool = False) -> None:
+        super().__init__()
+        # All queries of the first layer of a decoder are alike: they have nothing to tell each other.
+        self.layers = nn.ModuleList(
+            Layer(config, not (has_memory and index == 0), has_memory) for index in range(depth)
+        )
+        self.norm = LAYER_NORM.build(config.width) if config.order == "pre_norm" else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        places: Float[Tensor, "1 tokens width"],
+        mask: Mask | None,
+        memory: Memory | None = None,
+        wanted: int | None = None,
+    ) -> Float[Tensor, "_ wanted width"]:
+        """The first `wanted` tokens, all by default; the last layer computes no others."""
+        for layer in self.layers:
+            x = layer(x, places, mask, memory, wanted if layer is self.layers[-1] else None)
+        return x if self.norm is None else self.norm(x)[0]
+
+
+class Layer(nn.Module):
+    """Attention among the tokens, attention to the memory if there is one, and feed-forward. In the order `pre_norm`
+    x ← x + branch(norm(x)), in `post_norm` x ← norm(x + branch(x))."""
+
+    def __init__(self, config: ActConfig, attends: bool, has_memory: bool) -> None:
+        super().__init__()
+        width, heads, head_dim = config.width, config.heads, config.width // config.heads
+        self.is_pre_norm = config.order == "pre_norm"
+        self.projections = Projections(width, heads, heads, head_dim, bias=True) if attends else None
+        self.attention_norm = LAYER_NORM.build(width) if attends else None
+        self.cross = CrossProjections(width, width, heads, head_dim, bias=True) if has_memory else None
+        self.cross_norm = LAYER_NORM.build(width) if has_memory else None
+        self.feed_forward = FeedForward("relu", width, config.hidden, bias=True)
+        self.feed_forward_norm = LAYER_NORM.build(width)
+
+    def forward(
+        self, x: Tensor, places: Tensor, mask: Mask | None, memory: Memory | None, wanted: int | None
+    ) -> Tensor:
+        if self.projections is not None and self.attention_norm is not None:
+            normed = self._before(self.attention_norm, x)
+            attended = _among(self.projections, normed, places, mask, wanted)
+            x = self._after(self.attention_norm, x[:, :wanted] + attended)
+        if self.cross is not None and self.cross_norm is not None and memory is not None:
+            attended = _to_memory(self.cross, self._before(self.cross_norm, x), places, memory)
+            x = self._after(self.cross_norm, x + attended)
+        normed = self._before(self.feed_forward_norm, x)
+        return self._after(self.feed_forward_norm, x + self.feed_forward(normed))
+
+    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x)[0] if self.is_pre_norm else x
+
+    def _after(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return x if self.is_pre_norm else norm(x)[0]
+
+
+def _among(
+    projections: Projections, x: Tensor, places: Tensor, mask: Mask | None, wanted: int | None
+) -> Float[Tensor, "batch wanted width"]:
+    """Queries and keys of x + places, values of x."""
+    placed, layer, sizes = x + places, projections.query_key_value, projections.sizes
+    sources = (placed[:, :wanted], placed, x)
+    parts = zip(sources, layer.weight.split(sizes), layer.bias.split(sizes), strict=True)
+    query, key, value = (split_heads(linear(*part), projections.head_dim) for part in parts)
+    return projections.output(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+
+
+def _to_memory(cross: CrossProjections, x: Tensor, places: Tensor, memory: Memory) -> Tensor:
+    """Queries of x + places, keys of the memory and its places, values of the memory. Where x is the same for the whole
+    batch, its queries are computed once."""
+    sources = (memory.tokens + memory.places, memory.tokens)
+    parts = zip(sources, cross.key_value.weight.chunk(2), cross.key_value.bias.chunk(2), strict=True)
+    key, value = (split_heads(linear(*part), cross.head_dim) for part in parts)
+    query = split_heads(cross.query(x + places), cross.head_dim).expand(len(key), -1, -1, -1)
+    return cross.output(attend(query, key, value, memory.mask).transpose(1, 2).flatten(2))
 
 
 class StateTokens(nn.Module):
@@ -194,18 +282,3 @@ class StateTokens(nn.Module):
         parts = observation.state[:, -1].split(self.parts, dim=-1)
         tokens = torch.stack([layer(part) for layer, part in zip(self.state_in, parts, strict=True)], dim=1)
         return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-
-
-def _transformer(config: ActConfig, depth: int, memory: int = 0) -> Transformer:
-    return Transformer(
-        TransformerConfig(
-            streams=(StreamConfig(config.width, config.hidden, norm="layer", feed_forward="relu", bias=True),),
-            depth=depth,
-            heads=config.heads,
-            kv_heads=config.heads,
-            head_dim=config.width // config.heads,
-            order=config.order,
-            memory=memory,
-            attention_from=1 if memory else 0,
-        )
-    )

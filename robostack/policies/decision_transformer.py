@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from robostack.common.numbers import check_bounds
-from robostack.core.attention import block_mask
+from robostack.core.attention import Mask
 from robostack.core.losses import masked_mean
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.moments import History
@@ -159,15 +159,13 @@ class DecisionTransformer(nn.Module):
         tokens, valid, blocks = self._tokens(observation)
         if remembered is not None:
             valid = valid & (remembered[:, None] | (blocks % BLOCKS != ACTIONS % BLOCKS) | (blocks == TASK))
-        # A token that is not valid sees itself, so that no row of the mask is empty.
-        mask = block_mask(blocks, blocks, valid) | torch.eye(len(blocks), dtype=torch.bool, device=blocks.device)
         positions = torch.arange(len(blocks), device=blocks.device)[None]
-        outputs, _ = self.transformer([tokens], mask, positions, [None])
-        assert outputs[0] is not None
+        (outputs,) = self.transformer([tokens], Mask(blocks, blocks, valid), positions)
+        assert outputs is not None
         # Each state token predicts the chunk after it. The task stands where a decision before the first would have its
         # actions, so that the states are the last tokens of equal parts.
         part = len(blocks) // self.config.context
-        chunks = self.action_out(outputs[0][:, part - 1 :: part])
+        chunks = self.action_out(outputs[:, part - 1 :: part])
         return chunks.unflatten(2, (self.config.chunk_len, self.interface.action_dim, self.numbers))
 
     def _tokens(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:

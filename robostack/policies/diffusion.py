@@ -230,7 +230,7 @@ class DiT(nn.Module):
         tokens = torch.cat([encoded[:, None], actions], dim=1)
         positions = torch.arange(tokens.shape[1], device=x.device)[None]
         time = self.time_in(step_embedding(self.noising_steps * (1.0 - t) - 1.0, self.config.width))
-        (outputs,), _ = self.transformer([tokens], None, positions, [F.silu(time + encoded)[:, None]])
+        (outputs,) = self.transformer([tokens], None, positions, [F.silu(time + encoded)[:, None]])
         assert outputs is not None
         return self.action_out(outputs[:, 1:]).unflatten(2, (self.config.actions_per_token, -1)).flatten(1, 2)
 

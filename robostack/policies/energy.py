@@ -26,11 +26,12 @@ from robostack.common.numbers import check_bounds
 from robostack.core import energy as core
 from robostack.core.embeddings import sinusoids
 from robostack.core.losses import masked_mean
-from robostack.core.transformer_parts import AdaptiveNorm, FeedForward
+from robostack.core.transformer_parts import AdaptiveNorm, FeedForward, Norm
 from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder
 from robostack.policies.protocol import AtMost, Interface, Observation, check_lengths, fit_to_chunk
 
+LAYER_NORM = Norm("layer", eps=1e-5)
 ChunkEnergy = Callable[[Tensor], Tensor]
 """Normalised chunks (*batch, chunk_len, action_dim) ↦ (*batch,): what is added to a policy's own energy."""
 
@@ -297,8 +298,8 @@ class Network(nn.Module):
         self.code_in = nn.Linear(size, width)
         self.context_in = nn.Linear(context, width)
         self.noise_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.norms = nn.ModuleList(AdaptiveNorm("layer", width, width) for _ in range(depth + 1))
-        self.blocks = nn.ModuleList(FeedForward("gelu", width, 2 * width, bias=True) for _ in range(depth))
+        self.norms = nn.ModuleList(AdaptiveNorm(LAYER_NORM, width, width) for _ in range(depth + 1))
+        self.blocks = nn.ModuleList(FeedForward("gelu_tanh", width, 2 * width, bias=True) for _ in range(depth))
         self.out = nn.Linear(width, size)
 
     def forward(

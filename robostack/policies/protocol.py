@@ -79,6 +79,23 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What of the next chunk is committed already, since it is run while the chunk is computed: normalised actions, of
+    which the first `length` hold."""
+
+    actions: Float[Tensor, "batch chunk_len action_dim"]
+    length: Int[Tensor, " batch"]
+
+    def check(self, most: int) -> None:
+        """Raises ValueError where more actions are given than `most`, with which the policy was trained."""
+        if (longest := int(self.length.max())) > most:
+            raise ValueError(
+                f"the policy takes up to {most} actions of a chunk as given, got {longest}: train it with a larger "
+                "--policy.given"
+            )
+
+
+@dataclass(frozen=True)
 class Interface:
     """The sizes that a policy takes from its data and robot: they are not a user's choice."""
 

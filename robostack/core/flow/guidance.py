@@ -1,36 +1,21 @@
 """Guidance: functions around a network that change where its flow leads, without training.
 
-Each takes a `FlowModel` and gives another, so that any solver runs it and guidances compose. `optimise_noise` is the
-other way: it leaves the flow as it is and looks for the noise that the flow carries to what is wanted.
+Each takes a `FlowModel` and gives another, so that any solver runs it and guidances compose.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
-from robostack.core.flow.paths import Field
+from robostack.core.flow.paths import Field, GaussianPath
 from robostack.core.flow.solvers import FlowModel
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(predicted data (batch, ...), t) ↦ what is to be made small, (batch,); each entry depends on its own row only."""
-
-
-def classifier_free(conditional: Field, unconditional: Field, scale: float) -> Field:
-    """(1 − s) f(x, t) + s f(x, t | c): s = 1 is the conditional field, s > 1 goes beyond it (arXiv 2207.12598).
-
-    The same for velocity, noise and data predictions, since they are affine in each other at a given (x, t).
-    """
-
-    def guided(x: Tensor, t: Tensor) -> Tensor:
-        without = unconditional(x, t)
-        return without + scale * (conditional(x, t) - without)
-
-    return guided
 
 
 def clipped(model: FlowModel, lowest: float, highest: float) -> FlowModel:
@@ -47,13 +32,16 @@ def inpainted(model: FlowModel, known: Tensor, given: Bool[Tensor, "..."]) -> Fl
     return _with_data(model, lambda x, t: torch.where(given, known.to(x.dtype), model.data(x, t)))
 
 
-def objective_guided(model: FlowModel, objective: Objective, largest: float, scale: float = 1.0) -> FlowModel:
-    """x̂₁ − scale · σ²/α · ∇_x J(x̂₁(x, t), t): the score of exp(−J) on the predicted data, added to the flow's own.
+def objective_guided(
+    model: FlowModel, objective: Objective, largest: float, variance: Callable[[Tensor], Tensor] = torch.ones_like
+) -> FlowModel:
+    """x̂₁ − σ min(largest, σ / (α r²)) ∇_x J(x̂₁(x, t), t), r² = variance(t): the score of exp(−J/r²) on the predicted
+    data, added to the flow's own.
 
     The gradient goes through the network (arXiv 2209.14687; as vector–Jacobian product of a quadratic J arXiv
-    2302.07121 and real-time chunking, 2506.07339). `largest` bounds σ²/α, which is infinite at t = 0 on most paths.
-    With J = −ln p(y | x₁) taken under the spread of x₁ given x_t, which J may compute from t, it is exact Bayes.
-    Runs under torch.no_grad; not in inference_mode with tensors made there.
+    2302.07121). On the linear path σ / (α r²) weighs the gradient in the velocity, and is what real-time chunking
+    bounds by β = 5 (arXiv 2506.07339, equation 2, with `posterior_variance`). With J = −ln p(y | x₁) taken under the
+    spread of x₁ given x_t it is exact Bayes. Runs under torch.no_grad; not in inference_mode with tensors made there.
     """
 
     def data(x: Tensor, t: Tensor) -> Tensor:
@@ -62,39 +50,21 @@ def objective_guided(model: FlowModel, objective: Objective, largest: float, sca
             predicted = model.data(asked, t)
             (gradient,) = torch.autograd.grad(objective(predicted, t).sum(), asked)
         alpha, sigma, _, _ = model.path.expanded(t, x)
-        return predicted.detach() - scale * (sigma.square() / alpha).clamp(max=largest) * gradient
+        spread = variance(t).reshape(*t.shape, *(1,) * (x.ndim - t.ndim)).to(x.dtype)
+        return predicted.detach() - sigma * (sigma / (alpha * spread)).clamp(max=largest) * gradient
 
     return _with_data(model, data)
 
 
-def optimise_noise(
-    sample: Callable[[Tensor], Tensor],
-    objective: Callable[[Tensor], Tensor],
-    noise: Float[Tensor, "batch ..."],
-    steps: int = 20,
-    learning_rate: float = 0.1,
-) -> Float[Tensor, "batch ..."]:
-    """The noise, row by row, whose sample has the smallest objective seen: Adam through the whole solver.
+def posterior_variance(path: GaussianPath) -> Callable[[Tensor], Tensor]:
+    """t ↦ σ² / (α² + σ²): of each number of x₁ given x_t, where data have unit variance (arXiv 2302.07121)."""
 
-    DITTO (arXiv 2401.12179). `sample` maps noise (batch, ...) to data by a deterministic solver; where its memory is
-    too much, wrap its network in torch.utils.checkpoint. `objective` maps data to (batch,). The given noise is the
-    first of `steps` + 1 candidates, so the result is never worse.
-    """
-    best, lowest = noise.detach().clone(), torch.full((noise.shape[0],), math.inf, device=noise.device)
-    with torch.enable_grad():
-        current = noise.detach().clone().requires_grad_()
-        optimiser = torch.optim.Adam([current], lr=learning_rate)
-        for step in range(steps + 1):
-            values = objective(sample(current))
-            better = values.detach() < lowest
-            best[better], lowest = current.detach()[better], torch.where(better, values.detach(), lowest)
-            if step < steps:
-                (current.grad,) = torch.autograd.grad(values.sum(), current)
-                optimiser.step()
-    if not bool(lowest.isfinite().all()):
-        raise ValueError("optimise_noise: the objective is not finite for some row, at any noise tried")
-    return best
+    def variance(t: Tensor) -> Tensor:
+        alpha, sigma, _, _ = path.coefficients(t)
+        return sigma.square() / (alpha.square() + sigma.square())
+
+    return variance
 
 
 def _with_data(model: FlowModel, data: Field) -> FlowModel:
-    return FlowModel(model.path, data, "data", model.smallest)
+    return FlowModel(model.path, data, "data")

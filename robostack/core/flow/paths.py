@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -56,6 +56,10 @@ class GaussianPath(ABC):
         alpha, sigma, _, _ = self.coefficients(t)
         return sigma / alpha
 
+    def input_scale(self, t: Tensor) -> Tensor:
+        """What a network's input x_t is multiplied by, of t's shape, so that its size does not grow with the noise."""
+        return torch.ones_like(t)
+
     def start(self, noise: Tensor) -> Tensor:
         """What sampling starts from at t = 0: σ_0 x₀."""
         return self.coefficients(torch.zeros((), dtype=noise.dtype, device=noise.device))[1] * noise
@@ -65,41 +69,34 @@ class GaussianPath(ABC):
         alpha, sigma, d_alpha, d_sigma = self.expanded(t, x_1)
         return PathSample(x_0, x_1, t, alpha * x_1 + sigma * x_0, d_alpha * x_1 + d_sigma * x_0)
 
-    def data_and_noise(
-        self, predicted: Tensor, kind: Prediction, x_t: Tensor, t: Tensor, smallest: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
+    def data_and_noise(self, predicted: Tensor, kind: Prediction, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x̂₁, x̂₀) with α x̂₁ + σ x̂₀ = x_t, from a prediction of either or of v̂ = α̇ x̂₁ + σ̇ x̂₀.
 
-        A noise follows from data by a division by σ, data from a noise by one by α: `smallest` bounds both from below.
+        A noise follows from data by a division by σ, data from a noise by one by α: at the ends of the path they have
+        no value.
         """
         alpha, sigma, d_alpha, d_sigma = self.expanded(t, x_t)
         if kind == "data":
-            return predicted, (x_t - alpha * predicted) / sigma.clamp(min=smallest)
+            return predicted, (x_t - alpha * predicted) / sigma
         if kind == "noise":
-            return (x_t - sigma * predicted) / alpha.clamp(min=smallest), predicted
+            return (x_t - sigma * predicted) / alpha, predicted
         if kind == "velocity":
             determinant = sigma * d_alpha - d_sigma * alpha
             data = (sigma * predicted - d_sigma * x_t) / determinant
             return data, (d_alpha * x_t - alpha * predicted) / determinant
         assert_never(kind)
 
-    def convert(
-        self, predicted: Tensor, kind: Prediction, into: Prediction, x_t: Tensor, t: Tensor, smallest: float = 0.0
-    ) -> Tensor:
-        """The same prediction at (x_t, t) as data, noise or velocity. `smallest` as in `data_and_noise`."""
+    def convert(self, predicted: Tensor, kind: Prediction, into: Prediction, x_t: Tensor, t: Tensor) -> Tensor:
+        """The same prediction at (x_t, t) as data, noise or velocity."""
         if kind == into:
             return predicted
-        data, noise = self.data_and_noise(predicted, kind, x_t, t, smallest)
+        data, noise = self.data_and_noise(predicted, kind, x_t, t)
         if into == "data":
             return data
         if into == "noise":
             return noise
         _, _, d_alpha, d_sigma = self.expanded(t, x_t)
         return d_alpha * data + d_sigma * noise
-
-    def velocity_from_data(self, x_t: Tensor, data: Tensor, t: Tensor, smallest_sigma: float = 0.0) -> Tensor:
-        """α̇ x̂₁ + σ̇ x̂₀ with x̂₀ = (x_t − α x̂₁)/σ. σ is bounded from below by `smallest_sigma` in the division."""
-        return self.convert(data, "data", "velocity", x_t, t, smallest_sigma)
 
     def expanded(self, t: Tensor, like: Tensor) -> list[Tensor]:
         """`coefficients` with ones appended to their shape, so that they multiply a tensor shaped as `like`."""
@@ -204,3 +201,12 @@ class EDMPath(GaussianPath):
 
     def time_of(self, ratio: Tensor) -> Tensor:
         return 1.0 - (ratio / self.largest_sigma) ** (1.0 / self.rho)
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """1 / √(1 + σ²): to unit variance, for data of unit variance (c_in of its Table 1)."""
+        return (1.0 + self.coefficients(t)[1].square()).rsqrt()
+
+
+PathName = Literal["linear", "cosine", "edm"]
+PATHS: Mapping[PathName, type[GaussianPath]] = {"linear": LinearPath, "cosine": CosinePath, "edm": EDMPath}
+"""Those that need nothing but their name."""

@@ -18,7 +18,6 @@ from itertools import pairwise
 from typing import Literal, assert_never
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from robostack.core.flow.paths import Field, GaussianPath, Prediction
@@ -29,20 +28,19 @@ Solver = Literal["euler", "heun", "ddim", "dpm", "ddpm", "edm"]
 
 @dataclass(frozen=True)
 class FlowModel:
-    """A network on its path: `predict` (x_t, t) ↦ what `kind` says. `smallest` bounds σ and α where divided by."""
+    """A network on its path: `predict` (x_t, t) ↦ what `kind` says."""
 
     path: GaussianPath
     predict: Field
     kind: Prediction
-    smallest: float = 0.0
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
         """dx/dt of the probability flow."""
-        return self.path.convert(self.predict(x_t, t), self.kind, "velocity", x_t, t, self.smallest)
+        return self.path.convert(self.predict(x_t, t), self.kind, "velocity", x_t, t)
 
     def data_and_noise(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x̂₁, x̂₀) at x_t."""
-        return self.path.data_and_noise(self.predict(x_t, t), self.kind, x_t, t, self.smallest)
+        return self.path.data_and_noise(self.predict(x_t, t), self.kind, x_t, t)
 
     def data(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x̂₁ at x_t."""
@@ -180,20 +178,6 @@ def shifted(times: Tensor, shift: float) -> Tensor:
     """Times moved towards noise: σ ↦ shift σ / (1 + (shift − 1) σ), σ = 1 − t (arXiv 2403.03206, equation 23)."""
     sigma = 1.0 - times
     return 1.0 - shift * sigma / (1.0 + (shift - 1.0) * sigma)
-
-
-def edm_sigmas(
-    points: int, smallest: float = 0.002, largest: float = 80.0, rho: float = 7.0
-) -> Float[Tensor, " points"]:
-    """σ_i = (σ_max^(1/ρ) + i/(n−1) (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, falling (arXiv 2206.00364, equation 5), float64."""
-    first, last = largest ** (1.0 / rho), smallest ** (1.0 / rho)
-    return torch.linspace(first, last, points, dtype=torch.float64) ** rho
-
-
-def edm_times(path: GaussianPath, steps: int, smallest: float = 0.002, largest: float = 80.0) -> Tensor:
-    """The times at which σ/α of `path` takes EDM's σ grid, then 1: `steps` steps."""
-    times = path.time_of(edm_sigmas(steps, smallest, largest))
-    return torch.cat([times, times.new_ones(1)])
 
 
 def _steps(times: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

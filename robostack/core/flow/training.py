@@ -1,4 +1,4 @@
-"""Training on a Gaussian path: which times are drawn, how errors are weighed, and EDM's preconditioning.
+"""Training on a Gaussian path: which times are drawn, and how errors are weighed.
 
 At a fixed x_t the errors of a data, a noise and a velocity prediction are proportional to each other, with factors
 that depend on t alone. So a loss "on the velocity" of a network that predicts data is a weight on its squared error:
@@ -8,7 +8,6 @@ no prediction is converted in training, and nothing is divided by a small σ.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal, assert_never
 
 import torch
@@ -18,12 +17,13 @@ from torch import Tensor
 from robostack.core.flow.paths import GaussianPath, PathSample, Prediction
 from robostack.core.losses import masked_mean
 
-TimeSampling = Literal["uniform", "beta", "logit_normal"]
+TimeSampling = Literal["uniform", "beta", "logit_normal", "log_normal"]
 Weighting = Literal["velocity", "noise", "data", "edm", "min_snr"]
 
 
 def sample_time(
     sampling: TimeSampling,
+    path: GaussianPath,
     shape: int | tuple[int, ...],
     generator: torch.Generator,
     device: torch.device | str = "cpu",
@@ -33,29 +33,19 @@ def sample_time(
     `beta`: 1 − (0.001 + 0.999 · Beta(1.5, 1)), π0's choice, which favours noisy times (arXiv 2410.24164, appendix B).
     Beta(1.5, 1) has the distribution function x^1.5, so that u^(2/3) draws from it.
     `logit_normal`: 1 / (1 + e^−z), z ~ N(0, 1), which favours the middle (arXiv 2403.03206, section 3.1).
+    `log_normal`: ln(σ_t/α_t) ~ N(−1.2, 1.2²) on `path`, EDM's choice (arXiv 2206.00364, Table 1).
     """
     shape = (shape,) if isinstance(shape, int) else shape
     if sampling == "logit_normal":
         return torch.sigmoid(torch.randn(shape, generator=generator, device=device))
+    if sampling == "log_normal":
+        return path.time_of(torch.exp(1.2 * torch.randn(shape, generator=generator, device=device) - 1.2))
     uniform = torch.rand(shape, generator=generator, device=device)
     if sampling == "uniform":
         return uniform
     if sampling == "beta":
         return 0.999 * (1.0 - uniform ** (2.0 / 3.0))
     assert_never(sampling)
-
-
-def sample_time_by_noise(
-    path: GaussianPath,
-    shape: int | tuple[int, ...],
-    generator: torch.Generator,
-    device: torch.device | str = "cpu",
-    mean: float = -1.2,
-    deviation: float = 1.2,
-) -> Float[Tensor, "..."]:
-    """Times whose noise is log-normal, ln(σ_t/α_t) ~ N(mean, deviation²): EDM's choice (arXiv 2206.00364, Table 1)."""
-    shape = (shape,) if isinstance(shape, int) else shape
-    return path.time_of(torch.exp(mean + deviation * torch.randn(shape, generator=generator, device=device)))
 
 
 def loss_weight(
@@ -101,26 +91,3 @@ def flow_loss(
         return (weight * error).mean()
     # Factor by factor: a clean token's weight may be infinite, and its gradient must still be zero.
     return masked_mean(torch.where(valid, weight, 0.0) * error.masked_fill(~valid, 0.0), valid)
-
-
-@dataclass(frozen=True)
-class Preconditioning:
-    """EDM's network F in D(x) = skip · x + out · F(in · x, noise): inputs and targets of F have unit variance.
-
-    arXiv 2206.00364, Table 1, for x = x₁ + σ x₀; on another path x is x_t/α_t and σ is σ_t/α_t.
-    """
-
-    skip: Tensor
-    out: Tensor
-    into: Tensor
-    noise: Tensor
-
-    @staticmethod
-    def at(sigma: Tensor, data_deviation: float = 0.5) -> Preconditioning:
-        total = (sigma.square() + data_deviation**2).sqrt()
-        return Preconditioning(
-            skip=data_deviation**2 / total.square(),
-            out=sigma * data_deviation / total,
-            into=1.0 / total,
-            noise=sigma.log() / 4.0,
-        )

@@ -55,7 +55,7 @@ class PatchEncoder(nn.Module):
     def forward(self, image: Pictures) -> Float[Tensor, "batch 1 token_width"]:
         patches = centred(patchify(centre_crop(image, self.crop), self.patch), self.token.weight.dtype)
         # Where a patch lies is told by its embedding, in two dimensions: no rotary positions on top.
-        (encoded,), _ = self.transformer([self.patch_in(patches) + self.places], None, None, [None])
+        (encoded,) = self.transformer([self.patch_in(patches) + self.places], None, None)
         assert encoded is not None
         weights = self.votes(encoded).softmax(dim=1)
         offsets = self.offsets(encoded).unflatten(-1, (-1, 2))

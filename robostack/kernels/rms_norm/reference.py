@@ -1,4 +1,4 @@
-"""y = x / sqrt(mean(x²) + ε) · (1 + w)   (Zhang & Sennrich, arXiv 1910.07467, with Gemma's 1 + w)."""
+"""y = x / sqrt(mean(x²) + ε) · (offset + w)   (Zhang & Sennrich, arXiv 1910.07467; offset 1 in Gemma, 0 in LLaMA)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from torch import Tensor
 
 
 def rms_norm(
-    x: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"] | None = None, eps: float = 1e-6
+    x: Float[Tensor, "*batch width"],
+    weight: Float[Tensor, " width"] | None = None,
+    eps: float = 1e-6,
+    offset: float = 1.0,
 ) -> Float[Tensor, "*batch width"]:
-    """Computed in float32 whatever x is, and returned in x's type. Without a weight nothing is scaled."""
-    scale = None if weight is None else 1.0 + weight.float()
-    return F.rms_norm(x.to(torch.float32), x.shape[-1:], scale, eps).to(x.dtype)
+    """Computed in float32 at least, and returned in x's type. Without a weight nothing is scaled."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    scale = None if weight is None else offset + weight.to(exact)
+    return F.rms_norm(x.to(exact), x.shape[-1:], scale, eps).to(x.dtype)

@@ -69,13 +69,6 @@ def test_each_token_may_have_its_own_time(name: str, kind: Prediction) -> None:
         torch.testing.assert_close(converted, path.convert(x_1[:, token], kind, "velocity", alone.x_t, t[:, token]))
 
 
-def test_small_sigma_is_bounded_in_the_division() -> None:
-    path, t = LinearPath(), torch.tensor([0.99], dtype=F64)
-    x_t, data = torch.zeros(1, 2, dtype=F64), torch.ones(1, 2, dtype=F64)
-    bounded = path.velocity_from_data(x_t, data, t, smallest_sigma=0.05)
-    torch.testing.assert_close(bounded, 1.0 + 0.99 * data / 0.05)
-
-
 @given(name=st.sampled_from(sorted(PATHS)), t=st.floats(0.01, 0.99))
 def test_time_of_inverts_the_noise_ratio(name: str, t: float) -> None:
     path = PATHS[name]
@@ -121,3 +114,10 @@ def test_edm_path_spends_time_as_the_published_grid() -> None:
     """With σ_min = 0 the grid of 2206.00364, equation 5, is σ_max (1 − i/(n − 1))^7."""
     sigma = EDMPath().coefficients(torch.linspace(0, 1, 5, dtype=F64))[1]
     np.testing.assert_allclose(sigma, 80.0 * np.array([1, 0.75, 0.5, 0.25, 0]) ** 7, rtol=1e-12)
+
+
+def test_inputs_keep_their_size_where_noise_drowns_the_data() -> None:
+    path, t = EDMPath(), torch.linspace(0, 1, 5, dtype=F64)
+    _, sigma, _, _ = path.coefficients(t)
+    torch.testing.assert_close(path.input_scale(t).square() * (1.0 + sigma.square()), torch.ones_like(t))
+    assert bool((LinearPath().input_scale(t) == 1.0).all())

@@ -1,18 +1,14 @@
 """What a loss on a path promises: its times have the published distributions, its weights are conversions."""
 
-import math
-
 import pytest
 import torch
 from gaussian_flow import PATHS
 
 from robostack.core.flow.paths import LinearPath, Prediction
 from robostack.core.flow.training import (
-    Preconditioning,
     flow_loss,
     loss_weight,
     sample_time,
-    sample_time_by_noise,
 )
 
 F64 = torch.float64
@@ -24,7 +20,7 @@ def seeded() -> torch.Generator:
 
 
 def test_beta_times_have_the_published_distribution() -> None:
-    t = sample_time("beta", 200_000, seeded()).double()
+    t = sample_time("beta", LinearPath(), 200_000, seeded()).double()
     noise_time = 1.0 - t  # π0's own direction: 0.001 + 0.999 Beta(1.5, 1)
     assert float(t.min()) >= 0.0 and float(t.max()) < 1.0
     assert float(noise_time.mean()) == pytest.approx(0.001 + 0.999 * 0.6, abs=2e-3)
@@ -33,7 +29,7 @@ def test_beta_times_have_the_published_distribution() -> None:
 
 
 def test_logit_normal_times_favour_the_middle() -> None:
-    t = sample_time("logit_normal", 200_000, seeded()).double()
+    t = sample_time("logit_normal", LinearPath(), 200_000, seeded()).double()
     logit = (t / (1 - t)).log()
     assert float(logit.mean()) == pytest.approx(0.0, abs=0.01) and float(logit.std()) == pytest.approx(1.0, abs=0.01)
 
@@ -41,14 +37,14 @@ def test_logit_normal_times_favour_the_middle() -> None:
 @pytest.mark.parametrize("name", ["linear", "cosine", "edm"])
 def test_times_by_noise_are_log_normal_in_sigma(name: str) -> None:
     path = PATHS[name]
-    logarithm = path.ratio(sample_time_by_noise(path, (1000, 100), seeded()).double()).log()
+    logarithm = path.ratio(sample_time("log_normal", path, (1000, 100), seeded()).double()).log()
     assert float(logarithm.mean()) == pytest.approx(-1.2, abs=0.02)
     assert float(logarithm.std()) == pytest.approx(1.2, abs=0.02)
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "beta", "logit_normal"])
+@pytest.mark.parametrize("sampling", ["uniform", "beta", "logit_normal", "log_normal"])
 def test_times_may_be_drawn_for_each_token(sampling: str) -> None:
-    t = sample_time(sampling, (64, 3), seeded())
+    t = sample_time(sampling, LinearPath(), (64, 3), seeded())
     assert t.shape == (64, 3) and len(t.unique()) > 180
 
 
@@ -98,19 +94,10 @@ def test_the_bound_on_the_weight_bounds_it() -> None:
     assert float(flow_loss(path, torch.ones(1, 1), "data", point, "velocity", largest_weight=400.0)) == 400.0
 
 
-def test_preconditioning_gives_inputs_and_targets_unit_variance() -> None:
-    """Data N(0, 0.5²): Var(in · x) = 1, Var((x₁ − skip · x)/out) = 1, and out · F is least amplified by `skip`."""
-    sigma = torch.tensor([0.002, 0.1, 0.5, 3.0, 80.0], dtype=F64)
-    p = Preconditioning.at(sigma)
-    torch.testing.assert_close(p.into.square() * (0.25 + sigma.square()), torch.ones_like(sigma))
-    target = (1 - p.skip).square() * 0.25 + p.skip.square() * sigma.square()
-    torch.testing.assert_close(target / p.out.square(), torch.ones_like(sigma))
-    assert float(p.noise[2]) == pytest.approx(math.log(0.5) / 4)
-
-
 def test_edm_weight_undoes_the_preconditioning() -> None:
     """EDM's λ(σ) · c_out² = 1: every noise level has the same loss on F."""
     path = PATHS["edm"]
     t = torch.linspace(0.05, 0.95, 9, dtype=F64)
-    out = Preconditioning.at(path.ratio(t)).out
+    sigma = path.ratio(t)
+    out = 0.5 * sigma / (sigma.square() + 0.25).sqrt()  # c_out of its table 1
     torch.testing.assert_close(loss_weight(path, t, "data", "edm") * out.square(), torch.ones_like(t))

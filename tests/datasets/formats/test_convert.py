@@ -301,8 +301,9 @@ KILLS = {
     "check": (module, "_verify", 1),
     "sync": (module.os, "sync", 1),
 }
-WRITERS = {"robostack": "store.EpisodeWriter", "lerobot": "lerobot_writer.LeRobotWriter"}
-WRITERS |= {"aloha": "aloha_hdf5.AlohaHdf5Writer", "diffusion-policy": "diffusion_policy.DiffusionPolicyWriter"}
+WRITERS = {"robostack": "store.EpisodeWriter", "lerobot": "formats.lerobot.writer.LeRobotWriter"}
+WRITERS |= {"aloha": "formats.hdf5.aloha.AlohaHdf5Writer"}
+WRITERS |= {"diffusion-policy": "formats.diffusion_policy.DiffusionPolicyWriter"}
 
 
 @pytest.mark.parametrize(
@@ -335,7 +336,7 @@ def test_a_killed_conversion_goes_on(tmp_path: Path, monkeypatch, one_frame_a_ch
 def method(to: str, name: str):
     import importlib
 
-    file, kind = WRITERS[to].split(".")
+    file, kind = WRITERS[to].rsplit(".", 1)
     return getattr(getattr(importlib.import_module(f"robostack.datasets.{file}"), kind), name)
 
 
