@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -38,7 +38,7 @@ from robostack.common.serialize import from_json, to_json
 from robostack.common.tensors import Kind, Seal, differences, newest_checkpoint
 from robostack.common.text import one_line
 from robostack.core.text.files import FileTokenizer
-from robostack.policies.formats import FORMAT, SEALED
+from robostack.policies.formats import FORMAT, SEALED, current_tensors
 from robostack.policies.processor import Processor
 from robostack.policies.registry import POLICIES, config_class, policy_class
 from robostack.policies.shards import SHARD_BYTES, Shards, index_of, write_tensors
@@ -109,8 +109,8 @@ class Checkpoint:
     training: PolicyTraining
     files: Mapping[str, Seal] = field(default_factory=dict)
     """Size and hash of each of the folder's other files; none for a run that has only begun."""
-    sealed: bool = True
-    """False for one of an earlier robostack, which wrote no hashes: its files are read as they are."""
+    version: int = FORMAT.version
+    """Of the format that it was written in."""
 
     @staticmethod
     def read(path: str | Path) -> Checkpoint:
@@ -123,6 +123,11 @@ class Checkpoint:
         if not checkpoint.files and checkpoint.sealed:
             raise CheckpointError(f"{folder}/checkpoint.json is not whole (it says no hash of a file): use another one")
         return checkpoint
+
+    @property
+    def sealed(self) -> bool:
+        """False for one of an earlier robostack, which wrote no hashes: its files are read as they are."""
+        return self.version >= SEALED
 
     @staticmethod
     def read_start(run: Path) -> Checkpoint | None:
@@ -175,7 +180,7 @@ class Checkpoint:
     def kinds(self, name: str) -> dict[str, Kind]:
         """Types and shapes of the tensors of this name, by the headers of their files."""
         with self._telling(name):
-            return self._shards(name).kinds()
+            return self._current(name, self._shards(name).kinds())
 
     def tensors(
         self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
@@ -183,7 +188,11 @@ class Checkpoint:
         """The tensors of this name, fractions in `dtype`. Raises CheckpointError where a file is not what was
         written."""
         with self._telling(name):
-            return self._shards(name).read(device, dtype)
+            return self._current(name, self._shards(name).read(device, dtype))
+
+    def _current(self, name: str, tensors: dict[str, Any]) -> dict[str, Any]:
+        weights = name in get_args(Weights)
+        return current_tensors(self.policy, self.version, self.config, tensors) if weights else tensors
 
     def _shards(self, name: str) -> Shards:
         return Shards(self.path, name, self.files if self.sealed else None)
@@ -249,14 +258,14 @@ def _read(folder: Path, file: Path) -> Checkpoint:
         raise CheckpointError(
             f"{file} is not whole, or a later robostack wrote it ({one_line(error)}): use another one"
         ) from error
-    sealed, processor = version >= SEALED, read.processor
+    processor = read.processor
     if isinstance(tokenizer := processor.tokenizer, FileTokenizer):
         try:
             processor = replace(processor, tokenizer=tokenizer.at(folder / tokenizer.file))
         except (OSError, ValueError) as error:
             told = f"{folder / tokenizer.file} cannot be read ({one_line(error)}): use another checkpoint"
             raise CheckpointError(told) from error
-    return Checkpoint(folder, read.policy, config, processor, read.step, read.training, read.files, sealed)
+    return Checkpoint(folder, read.policy, config, processor, read.step, read.training, read.files, version)
 
 
 def checkpoint_folder(path: Path) -> Path:

@@ -206,7 +206,7 @@ def test_a_checkpoint_from_before_depth_has_cameras_of_colour(tmp_path: Path) ->
     }
     del description["processor"]["robots"]["robot"]["depth"]
     (checkpoint.path / "checkpoint.json").write_text(json.dumps(description))
-    assert Checkpoint.read(checkpoint.path) == dataclasses.replace(checkpoint, sealed=False)
+    assert Checkpoint.read(checkpoint.path) == dataclasses.replace(checkpoint, version=4)
     del description["processor"]["robots"]["robot"]["smallest"]  # nor was there one of each entry
     (checkpoint.path / "checkpoint.json").write_text(json.dumps(description))
     smallest = Checkpoint.read(checkpoint.path).processor.robots["robot"].smallest

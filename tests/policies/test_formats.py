@@ -87,3 +87,35 @@ def test_what_version_4_left_open_is_as_it_was(tmp_path: Path) -> None:
     placed({**values, "training": {"data": 3}}, tmp_path)
     with pytest.raises(CheckpointError, match="is not whole"):
         Checkpoint.read(tmp_path)
+
+
+def test_weights_of_pi0s_prefix_that_nothing_read_are_left_behind(tmp_path: Path) -> None:
+    """What version 5 wrote: a last block of the prefix with queries, an output, a feed-forward and a final norm."""
+    values = json.loads(WRITTEN["pi0-5"].read_text())
+    read = Checkpoint.read(placed(values, tmp_path))
+    current = read.build().state_dict()
+    block, config = f"transformer.layers.{read.config.depth - 1}", read.config
+    name, width = f"{block}.projections.0.query_key_value.weight", config.prefix_width
+    queries = torch.randn(config.heads * config.head_dim, width)
+    written = {
+        **current,
+        name: torch.cat([queries, current[name]]),
+        f"{block}.projections.0.output.weight": queries.T.contiguous(),
+        f"{block}.feed_forward_norms.0.weight": torch.zeros(width),
+        f"{block}.feed_forwards.0.gate_up.weight": torch.randn(2 * config.prefix_hidden, width),
+        f"{block}.feed_forwards.0.down.weight": torch.randn(width, config.prefix_hidden),
+        "transformer.norms.0.weight": torch.zeros(width),
+    }
+    whole = tmp_path / "whole"
+    replace(read, path=whole).save({"average": written})
+    values["files"] = to_json({file.name: Seal.of(file) for file in whole.glob("*.safetensors")})
+    loaded = Checkpoint.read(placed(values, whole)).load().state_dict()
+    assert loaded.keys() == current.keys() and all(torch.equal(loaded[key], current[key]) for key in current)
+
+
+def test_pi0s_settings_of_version_5_have_their_names_of_now(tmp_path: Path) -> None:
+    values = json.loads(WRITTEN["pi0-5"].read_text())
+    then, config = values["config"], Checkpoint.read(placed(values, tmp_path)).config
+    assert config.expert_hidden == then["hidden_multiple"] * then["expert_width"]
+    assert config.prefix_hidden == then["hidden_multiple"] * then["prefix_width"]
+    assert (config.weighting, config.solver) == ("data", "ddim") and config.largest_weight == pytest.approx(400.0)
