@@ -32,6 +32,12 @@ class TrainConfig:
     scaling: Scaling = field(default_factory=Scaling)
     augmentation: Augmentation = field(default_factory=Augmentation)
     text: TextSettings = field(default_factory=TextSettings)
+    init: Path | None = None
+    """Checkpoint, or run, whose weights the training begins with; its policy must have the same settings."""
+    init_except: tuple[str, ...] = ()
+    """Patterns of tensors that are drawn all the same, such as 'action_out.*' for other actions."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameters that stay as they are, such as 'image_encoders.*'."""
     frame_stride: int = 1
     """Every n-th frame starts a training window; fewer windows keep more of the images in the page cache."""
     steps: int = 3000
@@ -68,6 +74,8 @@ class TrainConfig:
         check_bounds(self, 0, 10**9, "warmup_steps")
         check_bounds(self, 0.0, 1e30, "weight_decay", "gradient_clip")
         check_bounds(self, 0.0, 1.0, "average_decay")
+        if self.init_except and self.init is None:
+            raise ValueError("--init-except is for a training that begins with the weights of --init CKPT")
         if not self.data:
             raise ValueError("data must name at least one data set")
         if self.rate is not None and not 0 < self.rate < float("inf"):

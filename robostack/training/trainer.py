@@ -30,6 +30,7 @@ from robostack.policies.checkpoint import RUN_FILE, Checkpoint, PolicyTraining, 
 from robostack.policies.weights import CheckpointError
 from robostack.training.augmentation import augment
 from robostack.training.batches import Batch, Batches
+from robostack.training.beginning import begin_from, freeze, with_tokens_of
 from robostack.training.config import TrainConfig
 from robostack.training.data import open_stores
 from robostack.training.log import LOG_FILE, TrainingLog, TrainingReport
@@ -47,8 +48,8 @@ def train(
     report: Callable[[TrainingReport], None] = lambda _: None,
     converting: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
-    """Trains a policy from scratch and returns the folder of the run. `report` is told about every logged step,
-    `converting` how far data in another format are.
+    """Trains a policy, from scratch or from the weights of `train.init`, and returns the folder of the run. `report` is
+    told about every logged step, `converting` how far data in another format are.
 
     Raises FileExistsError when `train.out` is taken, DataError for unfit data, TrainingError when the loss is not
     finite, DiskFullError, and Interrupted, which says what is kept.
@@ -59,6 +60,12 @@ def train(
     pick_device(train.device)
     # From wherever the run is resumed, its data are found again.
     train = replace(train, data=tuple(path.absolute() for path in train.data))
+    base = None
+    if train.init is not None:
+        base = Checkpoint.read(train.init)
+        train = replace(train, init=base.path.absolute())
+        if base.policy != policy_name:
+            raise CheckpointError(f"{base.path} holds the policy {base.policy}, expected {policy_name}: name that one")
     stores = open_stores(train, converting)
     processor = prepare(
         stores,
@@ -70,6 +77,8 @@ def train(
         policy_config.history,
         train.text,
     )
+    if base is not None:
+        processor = with_tokens_of(base, processor, {task for store in stores for task in store.tasks})
     source = Source.of(stores, processor, policy_config, train)
     training = PolicyTraining(config=to_json(train), data=source.describe(), **describe_run())
     checkpoint = Checkpoint(train.out, policy_name, policy_config, processor, 0, training)
@@ -125,6 +134,9 @@ def _run(
             start.check_fits("average")
     torch.manual_seed(train.seed)  # of the initial weights; everything later has generators of its own
     policy: Any = checkpoint.build().train()
+    if train.init is not None and start is None:
+        begin_from(Checkpoint.read(train.init), policy, checkpoint.processor, train.init_except)
+    freeze(policy, train.freeze)
     state = TrainingState.of(policy, train, device)
     if start is not None:
         state.restore(start)
