@@ -29,9 +29,7 @@ def check_described(processor: Processor) -> None:
     check_bounds(processor.tokenizer, 0, MOST_WORDS, "length")
     check_bounds(processor.tokenizer, 0, MOST_IDS, "size")
     if processor.prompt.tells_state and processor.scaling.normalization == "mean_std":
-        raise ValueError(
-            "a prompt that tells the state needs it in −1..1: set --scaling.normalization to quantiles or min_max"
-        )
+        raise ValueError("a prompt that tells the state needs it in −1..1: set --normalization to quantiles or min_max")
     check_bounds(processor.scaling, 0.0, 1e30, "smallest_scale")
     if processor.largest_return is not None:
         check_bounds(processor, 1e-300, 1e300, "largest_return")

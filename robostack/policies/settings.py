@@ -31,17 +31,17 @@ class TextSettings:
     tokenizer: Path | None = None
     """File of a tokenizer: a SentencePiece model, or Hugging Face's tokenizer.json. By default tokens are the words of
     the data's tasks."""
-    length: int = 48
+    text_length: int = 48
     """Tokens of every text, padding included, with such a file; by words it is that of the longest task."""
-    before: tuple[str, ...] = ()
+    text_before: tuple[str, ...] = ()
     """Tokens of the file that are put before every text, such as <bos>."""
-    after: tuple[str, ...] = ()
+    text_after: tuple[str, ...] = ()
     """Tokens of the file that are put after it."""
     prompt: Prompt = field(default_factory=Prompt)
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"length must be at least 1, got {self.length}")
+        if self.text_length < 1:
+            raise ValueError(f"text_length must be at least 1, got {self.text_length}")
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def prepare(
     if scaling.relative_actions and history.actions and history.steps:
         raise DataError(
             f"relative actions are relative to the state now, and this policy uses the {history.steps} actions "
-            "before it too: leave --scaling.relative-actions out, or use no past (decision_transformer: "
+            "before it too: leave --relative-actions out, or use no past (decision_transformer: "
             "--policy.context 1; diffusion: --policy.predict-past 0)"
         )
     if without := [store for store in stores if "action" not in store.features]:
@@ -110,7 +110,7 @@ def _tokenizer(stores: Sequence[EpisodeStore], text: TextSettings, state_dim: in
     prompts = [prompt.write(task, np.zeros(state_dim)) for task in tasks]
     if text.tokenizer is None:
         return Vocabulary.of(prompts, state_words() if prompt.tells_state else ())
-    tokenizer = FileTokenizer.of(text.tokenizer, text.length, text.before, text.after)
+    tokenizer = FileTokenizer.of(text.tokenizer, text.text_length, text.text_before, text.text_after)
     tokenizer.encode(prompts)
     return tokenizer
 

@@ -199,7 +199,7 @@ def test_actions_of_the_past_are_not_relative_to_what_came_after_them(
     if not refused:
         prepare(stores, config.chunk_len, scaling=relative, history=config.history)
         return
-    with pytest.raises(DataError, match=r"leave --scaling\.relative-actions out, or use no past") as told:
+    with pytest.raises(DataError, match=r"leave --relative-actions out, or use no past") as told:
         prepare(stores, config.chunk_len, scaling=relative, history=config.history)
     assert "\n" not in str(told.value)
 

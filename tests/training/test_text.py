@@ -40,7 +40,7 @@ def test_a_checkpoint_is_whole_with_the_tokenizer_in_it(
 ) -> None:
     source = tmp_path / f"gemma{Path(name).suffix}"
     (hugging_face if name.endswith("json") else sentencepiece_model)(source)
-    text = TextSettings(source, 12, before=("<bos>",), prompt=Prompt("{task}\n"))
+    text = TextSettings(source, 12, text_before=("<bos>",), prompt=Prompt("{task}\n"))
     run = train("pi0", POLICY, settings(tmp_path, text))
     here = FileTokenizer.of(source, 12, ["<bos>"])
     source.unlink()
@@ -82,7 +82,7 @@ def test_a_state_can_be_told_in_words(tmp_path: Path) -> None:
 
 
 def test_a_state_that_lies_anywhere_is_not_told_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"needs it in −1\.\.1: set --scaling\.normalization to quantiles or min_max"):
+    with pytest.raises(ValueError, match=r"needs it in −1\.\.1: set --normalization to quantiles or min_max"):
         train("pi0", POLICY, settings(tmp_path, TextSettings(prompt=PI05), "mean_std"))
 
 

@@ -18,9 +18,9 @@ class Prompt:
 
     template: str = "{task}"
     """{task} stands for the task's text, and {state}, if it is there, for the state as whole numbers."""
-    lower: bool = False
+    lower_task: bool = False
     """Whether the task is written in lower case."""
-    clean: bool = False
+    clean_task: bool = False
     """Whether the task's underscores and line ends become spaces, and spaces around it go (openpi)."""
 
     def __post_init__(self) -> None:
@@ -34,14 +34,14 @@ class Prompt:
 
     def write(self, task: str, state: Float[np.ndarray, " numbers"] | None = None) -> str:
         """The text to tokenize; `state` is normalised to −1..1."""
-        task = task.lower() if self.lower else task
-        task = task.strip().replace("_", " ").replace("\n", " ") if self.clean else task
+        task = task.lower() if self.lower_task else task
+        task = task.strip().replace("_", " ").replace("\n", " ") if self.clean_task else task
         values: dict[str, Callable[[], str]] = {"{task}": lambda: task, "{state}": lambda: _binned(state)}
         return re.sub(r"\{task\}|\{state\}", lambda found: values[found[0]](), self.template)
 
 
-PI0 = Prompt("{task}\n", clean=True)
-PI05 = Prompt("Task: {task}, State: {state};\nAction: ", clean=True)
+PI0 = Prompt("{task}\n", clean_task=True)
+PI05 = Prompt("Task: {task}, State: {state};\nAction: ", clean_task=True)
 
 
 def state_words() -> list[str]:

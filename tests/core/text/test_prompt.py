@@ -12,7 +12,7 @@ def test_the_published_prompts() -> None:
     assert PI0.write(" pick_up the\ncube ") == "pick up the cube\n"
     state = np.array([-1.5, -1.0, -0.9921876, 0.0, 0.999, 1.0, 3.0], np.float32)
     assert PI05.write("fold", state) == "Task: fold, State: -1 0 0 128 255 255 255;\nAction: "
-    openvla = Prompt("In: What action should the robot take to {task}?\nOut:", lower=True)
+    openvla = Prompt("In: What action should the robot take to {task}?\nOut:", lower_task=True)
     assert openvla.write("Open It") == "In: What action should the robot take to open it?\nOut:"
 
 
