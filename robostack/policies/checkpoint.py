@@ -79,6 +79,8 @@ class PolicyTraining(Training):
     config: dict[str, Any]
     """The settings of the run, as JSON values: the trainer knows their types."""
     data: tuple[TrainedOn, ...]
+    begun_from: dict[str, Seal] = field(default_factory=dict)
+    """The files of the checkpoint whose weights it began with; none where it began from scratch."""
 
 
 @dataclass(frozen=True)

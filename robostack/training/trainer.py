@@ -80,7 +80,8 @@ def train(
     if base is not None:
         processor = with_tokens_of(base, processor, {task for store in stores for task in store.tasks})
     source = Source.of(stores, processor, policy_config, train)
-    training = PolicyTraining(config=to_json(train), data=source.describe(), **describe_run())
+    begun_from = {} if base is None else dict(base.files)
+    training = PolicyTraining(config=to_json(train), data=source.describe(), begun_from=begun_from, **describe_run())
     checkpoint = Checkpoint(train.out, policy_name, policy_config, processor, 0, training)
     return _run(checkpoint, None, train, source, report)
 
@@ -135,7 +136,10 @@ def _run(
     torch.manual_seed(train.seed)  # of the initial weights; everything later has generators of its own
     policy: Any = checkpoint.build().train()
     if train.init is not None and start is None:
-        begin_from(Checkpoint.read(train.init), policy, checkpoint.processor, train.init_except)
+        base = Checkpoint.read(train.init)
+        if base.files != checkpoint.training.begun_from:
+            raise CheckpointError(f"{base.path} is no longer the checkpoint that this training began with: restore it")
+        begin_from(base, policy, checkpoint.processor, train.init_except)
     freeze(policy, train.freeze)
     state = TrainingState.of(policy, train, device)
     if start is not None:

@@ -1,6 +1,7 @@
 """A training begins with the weights that it is told to, and leaves alone what it is told to."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,33 @@ def test_what_is_frozen_stays_and_has_no_state_also_when_resumed(base: Path, tmp
     for kind in ("model", "average", "optimizer"):
         one, other = files(config.out, kind), files(whole, kind)
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_without_a_checkpoint_begins_again_with_the_same_weights_or_not_at_all(
+    base: Path, tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(report: Any) -> None:
+        raise Killed
+
+    start = shutil.copytree(Checkpoint.read(base).path, tmp_path / "start")
+    data = write_other(tmp_path / "data", 2, "reach")
+    config = settings(data, tmp_path / "run", init=start)
+    with pytest.raises(Killed):
+        train("pi0", POLICY, config, kill)
+    shutil.rmtree(start)
+    other = dataclasses.replace(settings(tmp_path / "data", tmp_path / "other"), seed=1)
+    shutil.copytree(Checkpoint.read(train("pi0", POLICY, other)).path, start)
+    with pytest.raises(CheckpointError, match="no longer the checkpoint that this training began with"):
+        resume(config.out)
+    shutil.rmtree(start)
+    shutil.copytree(Checkpoint.read(base).path, start)
+    resume(config.out)
+    whole = train("pi0", POLICY, dataclasses.replace(config, out=tmp_path / "whole"))
+    one, other_files = files(config.out, "model"), files(whole, "model")
+    assert all(torch.equal(one[key], other_files[key]) for key in one)
 
 
 @pytest.mark.parametrize(
