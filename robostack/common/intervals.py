@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -20,15 +19,9 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
 
     centre = (p̂ + z²/2n) / (1 + z²/n),  half-width = z √(p̂(1 − p̂)/n + z²/4n²) / (1 + z²/n)
 
-    Unlike p̂ ± z·(standard error) it stays within [0, 1] and keeps a width when every episode succeeds.
-
-    Args:
-        successes: 0 ≤ successes ≤ n.
-        n: number of episodes; with none, nothing is known and the interval is (0, 1).
-        z: standard normal quantile, 1.96 for 95 %.
-
-    Raises:
-        ValueError: counts that cannot be.
+    z is a quantile of the standard normal distribution, 1.96 for 95 %. Unlike p̂ ± z·(standard error) the interval stays
+    within [0, 1] and keeps a width when every episode succeeds; with no episode it is (0, 1). Raises ValueError unless
+    0 ≤ successes ≤ n.
     """
     if n < 0 or not 0 <= successes <= n:
         raise ValueError(f"expected 0 <= successes <= n, got successes={successes} and n={n}")
@@ -69,31 +62,6 @@ def seeds_interval(
     drawn = rng.integers(len(counts), size=(resamples, len(counts)))
     rates = rng.binomial(sizes[drawn], (counts / sizes)[drawn]) / sizes[drawn]
     return _at_least(rates.mean(axis=1), wilson, level)
-
-
-def shared_episodes_interval(
-    outcomes: Bool[np.ndarray, "seeds episodes"],
-    rng: np.random.Generator,
-    level: float = 0.95,
-    resamples: int = 20_000,
-) -> tuple[float, float]:
-    """As `seeds_interval`, where all training seeds were judged on the same evaluation episodes: `outcomes[s, e]` says
-    whether seed s succeeded in episode e.
-
-    An episode that is hard is hard for all of them, so that episodes are drawn once for all training seeds of a
-    resample (the pigeonhole bootstrap, A. B. Owen, 2007).
-    """
-    seeds, episodes = outcomes.shape
-    if not seeds or not episodes:
-        raise ValueError(f"expected outcomes of at least one training seed and episode, got {outcomes.shape}")
-    wilson = wilson_interval(int(outcomes.sum()), outcomes.size)
-    if seeds == 1:
-        return wilson
-    # How often each seed and each episode was drawn.
-    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    columns = rng.multinomial(episodes, np.full(episodes, 1 / episodes), size=resamples)
-    means = ((rows @ outcomes.astype(np.int64)) * columns).sum(axis=1) / outcomes.size
-    return _at_least(means, wilson, level)
 
 
 def _at_least(means: np.ndarray, wilson: tuple[float, float], level: float) -> tuple[float, float]:

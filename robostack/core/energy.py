@@ -71,8 +71,8 @@ def langevin(
 ) -> Float[Tensor, "*point"]:
     """x ← clamp(x − clip(½ ε ∇E) + noise √ε ω), ω ~ N(0, 1), for each ε of `step_sizes`: samples of exp(−E).
 
-    As in Implicit Behavioural Cloning (arXiv 2109.00137, appendix B.3) steps decay (`polynomial_decay`), every entry
-    of the gradient's step is clipped to ± `largest_step`, and points stay within `bounds`. Unlike there the noise goes
+    As in Implicit Behavioural Cloning (arXiv 2109.00137, appendix B.3) steps decay, every entry of the gradient's step
+    is clipped to ± `largest_step`, and points stay within `bounds`. Unlike there the noise goes
     with √ε, so that with noise 1 and small ε the samples are those of exp(−E); noise² is the temperature, and 0 is
     gradient descent. The result carries no gradient.
     """
@@ -83,11 +83,6 @@ def langevin(
             x = x + noise * math.sqrt(step_size) * _normal_like(x, generator)
         x = _within(x, bounds)
     return x
-
-
-def polynomial_decay(first: float, last: float, count: int, power: float = 2.0) -> list[float]:
-    """`count` numbers from `first` to `last`: last + (first − last)(1 − i/(count − 1))^power, IBC's step sizes."""
-    return [last + (first - last) * (1.0 - i / max(1, count - 1)) ** power for i in range(count)]
 
 
 def derivative_free(

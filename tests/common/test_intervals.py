@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robostack.common.intervals import seeds_interval, shared_episodes_interval, wilson_interval
+from robostack.common.intervals import seeds_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,13 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def test_one_training_seed_has_wilsons_interval():
-    outcomes = np.arange(100)[None] < 80
     assert seeds_interval([80], [100], rng()) == wilson_interval(80, 100)
-    assert shared_episodes_interval(outcomes, rng()) == wilson_interval(80, 100)
 
 
 def test_it_is_never_narrower_than_if_the_seeds_did_not_differ():
     low, high = wilson_interval(300, 300)
     assert seeds_interval([100] * 3, [100] * 3, rng()) == (low, high)
-    assert shared_episodes_interval(np.ones((3, 100), bool), rng()) == (low, high)
-    # Where the seeds agree, the binomial part is all there is, and both say about the same.
+    # Where the seeds agree, the binomial part is all there is.
     agreed = seeds_interval([80] * 10, [100] * 10, rng())
     assert agreed == pytest.approx(wilson_interval(800, 1000), abs=0.005)
 
@@ -93,26 +90,13 @@ def test_the_variance_of_the_resamples_is_that_of_the_two_stages():
     assert (low, high) == pytest.approx((rates.mean() - 1.96 * deviation, rates.mean() + 1.96 * deviation), abs=4e-3)
 
 
-def test_episodes_that_are_hard_for_all_seeds_are_drawn_together():
-    """The same hard half of the episodes in 20 trainings: 20 times the episodes say no more than one time."""
-    outcomes = np.tile(np.arange(100) < 50, (20, 1))
-    shared = shared_episodes_interval(outcomes, rng())
-    assert shared == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.011)
-    low, high = seeds_interval([50] * 20, [100] * 20, rng())
-    assert high - low < 0.4 * (shared[1] - shared[0])
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_it_covers_the_mean_of_the_method(shared):
+def test_it_covers_the_mean_of_the_method():
     """Of a method whose trainings differ by 12 points (standard deviation), evaluated anew 300 times."""
     source, covered, wilson_covered = rng(1), 0, 0
     for _ in range(300):
         rates = np.clip(source.normal(0.7, 0.12, size=12), 0, 1)
         outcomes = source.random((12, 40)) < rates[:, None]
-        if shared:
-            low, high = shared_episodes_interval(outcomes, source, resamples=1000)
-        else:
-            low, high = seeds_interval(outcomes.sum(axis=1).tolist(), [40] * 12, source, resamples=1000)
+        low, high = seeds_interval(outcomes.sum(axis=1).tolist(), [40] * 12, source, resamples=1000)
         covered += low <= 0.7 <= high
         pooled = wilson_interval(int(outcomes.sum()), outcomes.size)
         wilson_covered += pooled[0] <= 0.7 <= pooled[1]

@@ -15,14 +15,12 @@ import jax
 import kinetix
 import numpy as np
 import pytest
-import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from robostack import envs
 from robostack.common.extras import MissingExtraError
 from robostack.envs.kinetix import package
-from robostack.envs.kinetix.entities import FEATURES
 from robostack.envs.kinetix.env import KinetixEnv
 from robostack.envs.kinetix.levels import level_names, load_level, random_level
 from robostack.envs.kinetix.simulation import ACTION_HIGH, ACTION_LOW, Simulation
@@ -216,29 +214,6 @@ def test_pictures_show_the_level_upright(vector, single):
     np.testing.assert_allclose(vector.render()[2], picture, atol=2)
 
 
-def test_tensors_share_jaxs_memory(vector):
-    vector.reset(seed=5)
-    expected = vector.step(np.zeros((4, 6)))
-    vector.reset(seed=5)
-    made = []
-    advance = vector._advance
-    vector._advance = lambda actions: made.append(advance(actions)) or made[-1]
-    try:
-        observation, reward, terminated, truncated, success = vector.step_torch(torch.zeros(4, 6))
-    finally:
-        del vector._advance
-    assert (
-        observation["observation.state"].data_ptr() == made[0].observation["observation.state"].unsafe_buffer_pointer()
-    )
-    for tensor, array in zip(
-        (observation["observation.state"], reward), (expected[0]["observation.state"], expected[1]), strict=True
-    ):
-        np.testing.assert_array_equal(tensor.numpy(), array)
-    assert terminated.dtype == truncated.dtype == success.dtype == torch.bool
-    with pytest.raises(ValueError, match=r"shape \(4, 6\) on the CPU, got \(3, 6\)"):
-        vector.step_torch(torch.zeros(3, 6))
-
-
 def test_bad_input_is_named_before_anything_moves(vector, single):
     vector.reset(seed=0)
     actions = np.zeros((4, 6))
@@ -352,7 +327,7 @@ def test_a_level_of_ones_own_falls_as_its_file_says(tmp_path):
 def test_what_is_looked_at_is_what_the_step_showed(vector):
     vector.reset(seed=5)
     seen = vector.step(np.zeros((4, 6), np.float32))[0]["observation.state"]
-    looked = vector.look({"observation.state": (140,), "observation.entities": (10, FEATURES), "observation.depth": ()})
+    looked = vector.look({"observation.state": (140,), "observation.entities": (10, 52), "observation.depth": ()})
     assert np.array_equal(looked["observation.state"], seen)
     assert set(looked) == {"observation.state", "observation.entities"} and len(looked["observation.entities"]) == 4
 
@@ -472,7 +447,7 @@ def test_entities_lose_nothing_and_have_the_same_columns_in_every_size():
     start = simulation.initial()
     tokens = np.asarray(jax.jit(simulation.observe)(start)["observation.entities"])
     seen = jax.jit(simulation._features.get_obs)(start)
-    assert tokens.shape == (2 + 5 + 2 * 1 + 1, FEATURES) and tokens.dtype == np.float32
+    assert tokens.shape == (2 + 5 + 2 * 1 + 1, 52) and tokens.dtype == np.float32
     np.testing.assert_array_equal(tokens[:, 1:5].argmax(axis=1)[:-1], [0] * 2 + [1] * 5 + [2] * 2)
     numbers = tokens[:, 32:44].reshape(-1, 2, 6) @ (2 ** np.arange(6))
     np.testing.assert_array_equal(numbers[:7, 0], [5, 6, 0, 1, 2, 3, 4])  # polygons are numbered first
@@ -490,7 +465,7 @@ def test_entities_lose_nothing_and_have_the_same_columns_in_every_size():
             shape = tokens[np.flatnonzero(numbers[:7, 0] == number)[0]]
             np.testing.assert_array_equal(tokens[row, column : column + 4], shape[[5, 6, 17, 18]])
     large = Simulation(load_level("l/h17_unicycle"), observation="entities").observation_space()
-    assert large.spaces["observation.entities"].shape == (4 + 12 + 2 * 6 + 2, FEATURES)
+    assert large.spaces["observation.entities"].shape == (4 + 12 + 2 * 6 + 2, 52)
 
 
 def test_pixels_are_small_pictures():

@@ -116,11 +116,6 @@ class Header(NamedTuple):
     """Whether it has one channel of more than 8 bits."""
 
 
-def decoded_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of an encoded picture, without its pixels. Raises DataError as `decode`."""
-    return header(data)[:2]
-
-
 def header(data: bytes) -> Header:
     """The header of an encoded picture, without its pixels. Raises DataError as `decode`."""
     from PIL import Image

@@ -22,7 +22,6 @@ import numpy as np
 from jax import Array
 
 KINDS = ("circle", "polygon", "joint", "thruster")
-FEATURES = 52
 _PADDED = 27
 _BITS = 6  # worlds of up to 64 shapes
 _POSE = np.array([0, 1, 12, 13])  # in the package's features of a shape

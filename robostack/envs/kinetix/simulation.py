@@ -120,7 +120,7 @@ class Simulation:
         """What a policy sees, never nan.
 
         flat: `observation.state`, (140,), (247,) or (679,) float32 in s, m or l: the package's features, in turn.
-        entities: `observation.entities`, (tokens, FEATURES) float32, in every size the same features; see `entities`.
+        entities: `observation.entities`, (tokens, 52) float32, in every size the same features; see `entities`.
         pixels: `observation.images.view`, (125, 125, 3) uint8.
         """
         key = OBSERVATIONS[self.observation]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, SupportsIndex
+from typing import Any, ClassVar, NamedTuple, SupportsIndex
 
 import jax
 import numpy as np
@@ -29,9 +29,6 @@ from robostack.envs.kinetix.simulation import (
     select,
 )
 from robostack.envs.seeds import seed_of_each
-
-if TYPE_CHECKING:
-    import torch
 
 
 class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
@@ -152,25 +149,6 @@ class KinetixVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray])
             np.asarray(done.truncated),
             info,
         )
-
-    def step_torch(
-        self, actions: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`step` without copies: observation, reward, terminated, truncated and success as tensors on the CPU.
-
-        They are JAX's own memory, which JAX believes never changes: do not write into them.
-        """
-        import torch
-
-        if actions.shape != (self.num_envs, 6) or actions.device.type != "cpu":
-            expected = (self.num_envs, 6)
-            raise ValueError(f"expected actions of shape {expected} on the CPU, got {tuple(actions.shape)}")
-        actions = actions.detach().to(torch.float32).contiguous()
-        done = self._advance(checked_actions(actions.numpy(), (self.num_envs, 6)))
-        observation = {key: torch.from_dlpack(value) for key, value in done.observation.items()}
-        rest = (done.reward, done.terminated, done.truncated, done.success)
-        reward, terminated, truncated, success = (torch.from_dlpack(value) for value in rest)
-        return observation, reward, terminated, truncated, success
 
     def look(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Those of the `wanted` observations that the level has, of every kind, at this step, one row per environment.

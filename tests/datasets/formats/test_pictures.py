@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from robostack.datasets.episodes import DataError
-from robostack.datasets.formats.pictures import PictureForm, channel_axis, decode, decode_depth, decoded_size
+from robostack.datasets.formats.pictures import PictureForm, channel_axis, decode, decode_depth, header
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 GRAY = RGB[..., 0]
@@ -67,7 +67,7 @@ def test_encoded_pictures_of_every_mode_become_rgb(mode: str) -> None:
     form = "TIFF" if mode == "CMYK" else "PNG"
     data = _encoded(np.stack([pixels] * 3, 2), mode, form)
     np.testing.assert_array_equal(decode(data), np.stack([pixels] * 3, 2))
-    assert decoded_size(data) == pixels.shape
+    assert header(data)[:2] == pixels.shape
 
 
 def test_sixteen_bits_of_gray_keep_their_upper_half_and_depth_keeps_all() -> None:
