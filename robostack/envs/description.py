@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Description:
+class EnvDescription:
     """What holds for every frame of an environment."""
 
     task: str
@@ -23,7 +23,7 @@ class Description:
     """Their units, likewise."""
 
 
-def describe(env: Any) -> Description:
+def describe(env: Any) -> EnvDescription:
     """Of an environment or a vector of them, wrapped or not: its attributes `task`, `robot`, `feature_names` and
     `feature_units`, and `metadata["render_fps"]`. Where it has no task, its id stands for one. Raises ValueError where
     it gives no rate.
@@ -33,7 +33,7 @@ def describe(env: Any) -> Description:
     if not isinstance(fps, int | float) or not 0 < fps < float("inf"):
         raise ValueError(f"{name}: expected its rate in Hz in metadata['render_fps'], got {fps!r}")
     robot = _attribute(env, "robot", None)
-    return Description(
+    return EnvDescription(
         task=str(_attribute(env, "task", name)),
         fps=fps,
         robot=None if robot is None else str(robot),

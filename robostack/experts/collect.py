@@ -24,7 +24,7 @@ from robostack.common.provenance import describe_run
 from robostack.common.serialize import from_json, to_json
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.envs.description import Description
+from robostack.envs.description import EnvDescription
 from robostack.experts import Asked, make_expert
 from robostack.experts.record import Demonstration, demonstrations
 
@@ -249,7 +249,7 @@ def _from(config: CollectConfig, tally: _Tally, held: ExitStack) -> Iterable[Dem
     )
 
 
-def _features(episode: Mapping[str, np.ndarray], world: Description) -> dict[str, Feature]:
+def _features(episode: Mapping[str, np.ndarray], world: EnvDescription) -> dict[str, Feature]:
     """As the environment names their entries. Raises DataError where it names more or fewer than there are."""
     features = {}
     for key, rows in episode.items():

@@ -21,7 +21,7 @@ import numpy as np
 
 from robostack import envs
 from robostack.common.processes import cores, worker_pool
-from robostack.envs.description import Description, describe
+from robostack.envs.description import EnvDescription, describe
 from robostack.experts import Asked, Expert, make_expert
 
 
@@ -31,7 +31,7 @@ class Demonstration(NamedTuple):
     seed: int
     frames: dict[str, np.ndarray]
     """See `record_episodes`."""
-    world: Description
+    world: EnvDescription
     """What the environment says of itself."""
 
 

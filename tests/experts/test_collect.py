@@ -23,7 +23,7 @@ from robostack.common.interrupt import Interrupted
 from robostack.datasets.episodes import DataError, Feature
 from robostack.datasets.rows import Rows
 from robostack.datasets.store import EpisodeStore, EpisodeWriter
-from robostack.envs.description import Description, describe
+from robostack.envs.description import EnvDescription, describe
 from robostack.experts import Asked
 from robostack.experts.collect import (
     CollectConfig,
@@ -73,7 +73,7 @@ def test_data_of_mixed_quality_is_kept_whole_and_its_levels_can_be_told(tmp_path
     assert np.array_equal(EpisodeStore(tmp_path / "expert").read("action"), one.read("action", 0, 400))
 
 
-WORLD = Description("task", 50, "arm", {}, {})
+WORLD = EnvDescription("task", 50, "arm", {}, {})
 
 
 def failing(env: str, asked: Asked, start: int, *_: object) -> Iterator[Demonstration]:

@@ -41,7 +41,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Format:
+class DatasetFormat:
     """A format of data sets."""
 
     name: str
@@ -58,7 +58,7 @@ class Format:
     needs_fps: bool
 
 
-def detect(path: str | Path) -> Format:
+def detect(path: str | Path) -> DatasetFormat:
     """The format of the data set at `path`, by looking. Raises DataError, saying what is there instead, where it is
     none that is read."""
     path = Path(path)
@@ -104,7 +104,7 @@ def open_reader(path: str | Path, selection: Selection | None = None) -> Episode
     return _Selected(detect(path).read(Path(path)), selection or Selection())
 
 
-def find_format(name: str) -> Format:
+def find_format(name: str) -> DatasetFormat:
     """The format of this name."""
     if name not in FORMATS:
         what = f"{name} is only read" if name in ONLY_READ else f"unknown format {name!r}"
@@ -335,10 +335,10 @@ def _resume_diffusion_policy(path: Path) -> Appender:
     return DiffusionPolicyWriter.resume(path)
 
 
-FORMATS: Mapping[str, Format] = {
+FORMATS: Mapping[str, DatasetFormat] = {
     known.name: known
     for known in (
-        Format(
+        DatasetFormat(
             "robostack",
             "zarr.json with format robostack-episodes-*",
             _is_robostack,
@@ -349,7 +349,7 @@ FORMATS: Mapping[str, Format] = {
             lossless=("raw",),
             needs_fps=True,
         ),
-        Format(
+        DatasetFormat(
             "lerobot",
             "meta/info.json",
             lambda path: (path / "meta" / "info.json").is_file(),
@@ -360,7 +360,7 @@ FORMATS: Mapping[str, Format] = {
             lossless=("png",),
             needs_fps=True,
         ),
-        Format(
+        DatasetFormat(
             "aloha",
             "episode_<n>.hdf5 or other HDF5 files, of ALOHA, robomimic or ManiSkill",
             _is_hdf5,
@@ -371,7 +371,7 @@ FORMATS: Mapping[str, Format] = {
             lossless=("raw",),
             needs_fps=False,
         ),
-        Format(
+        DatasetFormat(
             "diffusion-policy",
             ".zgroup or zarr.json with meta/episode_ends, or a zip of them",
             _is_diffusion_policy,
@@ -404,8 +404,8 @@ def _not_written(*_: Any) -> Appender:
     raise ValueError("the format is only read")
 
 
-ONLY_READ: Mapping[str, Format] = {
-    "videos": Format(
+ONLY_READ: Mapping[str, DatasetFormat] = {
+    "videos": DatasetFormat(
         "videos",
         "videos, an episode each, or a folder of them a camera",
         _is_videos,

@@ -31,14 +31,14 @@ class Noted:
     """Features that one of the episodes does not have as it should, and why."""
 
 
-class State:
+class ConversionState:
     """What is noted, and where: `<partial>/conversion.json` beside the result, `<partial>/data`."""
 
     def __init__(self, partial: Path, noted: Noted) -> None:
         self.partial, self.noted = partial, noted
 
     @classmethod
-    def begin(cls, partial: Path, settings: Mapping[str, Any]) -> State:
+    def begin(cls, partial: Path, settings: Mapping[str, Any]) -> ConversionState:
         """The state of the unfinished conversion that is there, if it has the same settings, else a new one; one that
         holds no episode makes way.
 

@@ -41,7 +41,7 @@ from robostack.datasets.episodes import (
     Frames,
 )
 from robostack.datasets.formats import (
-    Format,
+    DatasetFormat,
     Recording,
     Selection,
     create_writer,
@@ -50,7 +50,7 @@ from robostack.datasets.formats import (
     open_reader,
     resume_writer,
 )
-from robostack.datasets.formats.conversion_state import State as _State
+from robostack.datasets.formats.conversion_state import ConversionState
 from robostack.datasets.formats.verification import LOSSY_BOUND, VerificationError
 from robostack.datasets.formats.verification import verify as _verify
 from robostack.datasets.store import EpisodeStore
@@ -151,7 +151,7 @@ class _Job:
 
     config: ConvertConfig
     reader: EpisodeReader
-    target: Format
+    target: DatasetFormat
     images: str
     size: tuple[int, int] | None
     fps: float | None
@@ -249,7 +249,7 @@ def _plan(config: ConvertConfig) -> _Job:
 
 
 def _run(job: _Job, report: Callable[[Progress], None]) -> Converted:
-    state = _State.begin(job.partial, _settings(job))
+    state = ConversionState.begin(job.partial, _settings(job))
     job.begun = True
     job.reader.select([key for key in job.reader.features if key not in state.noted.left_out_features])
     start, frames, size = time.monotonic(), 0, 0
@@ -304,7 +304,7 @@ def _settings(job: _Job) -> dict[str, object]:
     }
 
 
-def _append_all(job: _Job, state: _State) -> Iterator[tuple[int, Mapping[str, Column]]]:
+def _append_all(job: _Job, state: ConversionState) -> Iterator[tuple[int, Mapping[str, Column]]]:
     """Writes what is not there yet; gives the number of each episode and its columns. Where a feature cannot be kept
     it starts over without it."""
     while (writer := _writer(job, state)) is not None:
@@ -326,7 +326,7 @@ def _append_all(job: _Job, state: _State) -> Iterator[tuple[int, Mapping[str, Co
         return
 
 
-def _writer(job: _Job, state: _State) -> Appender | None:
+def _writer(job: _Job, state: ConversionState) -> Appender | None:
     """The writer to go on with; None when everything is written."""
     if state.noted.created and job.data.exists():
         job.written = 1  # at least: nothing of it is removed
@@ -342,7 +342,7 @@ def _writer(job: _Job, state: _State) -> Appender | None:
     return writer
 
 
-def _append_episodes(job: _Job, writer: Appender, state: _State) -> Iterator[tuple[int, Mapping[str, Column]]]:
+def _append_episodes(job: _Job, writer: Appender, state: ConversionState) -> Iterator[tuple[int, Mapping[str, Column]]]:
     job.written = written = writer.episodes
     for episode in range(job.reader.episodes):
         if str(episode) in state.noted.left_out:

@@ -86,7 +86,7 @@ class ExpertTraining(Training):
 
 
 @dataclass(frozen=True)
-class _Description:
+class _ExpertFile:
     """expert.json, and run.json."""
 
     format: str
@@ -192,7 +192,7 @@ class ExpertCheckpoint:
 
     def _describe(self) -> str:
         played = None if self.evaluation is None else from_json(Played, to_json(self.evaluation))
-        whole = _Description(
+        whole = _ExpertFile(
             str(FORMAT), self.config, self.update, self.observation, self.used, played, self.training, self.files
         )
         return json.dumps(to_json(whole), indent=1) + "\n"
@@ -208,7 +208,7 @@ def _read(folder: Path, file: Path) -> ExpertCheckpoint:
     except ValueError as error:
         raise ExpertError(f"{file}: {one_line(error)}") from error
     try:
-        read = from_json(_Description, values, fill=True)
+        read = from_json(_ExpertFile, values, fill=True)
     except ValueError as error:
         raise ExpertError(
             f"{file} is not whole, or a later robostack wrote it ({one_line(error)}): use another checkpoint"

@@ -15,7 +15,7 @@ _FLOOR = 1e-6  # of a variance: 1/1000 of a feature's unit is what hardly varyin
 _LIMIT = 10.0  # deviations beyond which an observation is cut off
 
 
-class Layer(NamedTuple):
+class Affine(NamedTuple):
     """y = x · weight + bias."""
 
     weight: Float[Array, "into out"]
@@ -29,8 +29,8 @@ class ActorCritic(NamedTuple):
     bounds: the environment clips what it is given, and the policy's probability is that of the action before that.
     """
 
-    actor: tuple[Layer, ...]
-    critic: tuple[Layer, ...]
+    actor: tuple[Affine, ...]
+    critic: tuple[Affine, ...]
     log_deviation: Float[Array, " action"]
 
     @staticmethod
@@ -94,16 +94,16 @@ class RunningStatistics(NamedTuple):
         return jnp.clip(scaled, -_LIMIT, _LIMIT)
 
 
-def _perceptron(key: Array, widths: Sequence[int], last_gain: float) -> tuple[Layer, ...]:
+def _perceptron(key: Array, widths: Sequence[int], last_gain: float) -> tuple[Affine, ...]:
     layers = []
     for i, (into, out) in enumerate(pairwise(widths)):
         gain = last_gain if i == len(widths) - 2 else 2**0.5
         weight = jax.nn.initializers.orthogonal(gain)(jax.random.fold_in(key, i), (into, out), jnp.float32)
-        layers.append(Layer(weight, jnp.zeros(out)))
+        layers.append(Affine(weight, jnp.zeros(out)))
     return tuple(layers)
 
 
-def _apply(layers: Sequence[Layer], x: Array) -> Array:
+def _apply(layers: Sequence[Affine], x: Array) -> Array:
     for layer in layers[:-1]:
         x = jnp.tanh(x @ layer.weight + layer.bias)
     return x @ layers[-1].weight + layers[-1].bias

@@ -136,7 +136,7 @@ def _run(
     )
     if begun is not None:
         kept = [line for line in read_updates(config.out) if line["update"] <= update]
-    run = _Run(config, world, start, training, learner, update)
+    run = _ExpertRun(config, world, start, training, learner, update)
     if begun is not None and begun.evaluation is None and config.is_checkpoint(update):
         stage(update, "evaluating")  # it was stopped before that
         begun.save_evaluation(run.evaluate())
@@ -189,7 +189,7 @@ def _run(
 
 
 @dataclass
-class _Run:
+class _ExpertRun:
     """The state of a training, its folder, and what is said of that when it is stopped."""
 
     config: ExpertConfig

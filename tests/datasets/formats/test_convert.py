@@ -293,10 +293,10 @@ def at(calls: int, function, error: BaseException):
 
 KILLS = {
     "before the writer": (module, "create_writer", 1),
-    "writer made, not noted": (module._State, "save", 2),
+    "writer made, not noted": (module.ConversionState, "save", 2),
     "first append": ("writer", "append", 1),
     "third append": ("writer", "append", 3),
-    "all appended": (module._State, "save", 4),
+    "all appended": (module.ConversionState, "save", 4),
     "finish": ("writer", "finish", 1),
     "check": (module, "_verify", 1),
     "sync": (module.os, "sync", 1),
