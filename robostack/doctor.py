@@ -52,8 +52,7 @@ class Skipped(Exception):
 def collect_report() -> dict[str, Any]:
     """Looks at everything and runs the self-test; takes the time of `import torch` and about 2 s.
 
-    Returns:
-        A dictionary that JSON can hold:
+    The report is a dictionary that JSON can hold:
         ok: no check failed.
         robostack, python, platform: versions.
         machine: processor, cores and system; memory_gib.

@@ -181,7 +181,7 @@ def tensors(windows: Windows) -> dict[str, Any]:
     """A batch as tensors, pictures as bytes with their channels first, as LeRobot's training takes videos."""
     import torch
 
-    batch = {key: torch.from_numpy(rows[:, 0]) for key, rows in windows.observation.items()}  # of one look
+    batch = {key: torch.from_numpy(rows[:, 0]) for key, rows in windows.observation.items()}  # of one observation step
     batch = {key: rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows for key, rows in batch.items()}
     numbers = {"action": windows.action, "is_pad": windows.is_pad, "task": windows.task}
     return batch | {key: torch.from_numpy(rows) for key, rows in numbers.items()}

@@ -12,12 +12,8 @@ class MissingExtraError(ModuleNotFoundError):
 def require_extra(module: str, extra: str) -> None:
     """Checks, without importing it, that an optional package is there; call it where the work begins.
 
-    Args:
-        module: top-level module name, e.g. "av".
-        extra: the extra of robostack that installs it, e.g. "report".
-
-    Raises:
-        MissingExtraError: it is not installed.
+    `module` is its top-level module, such as "av", and `extra` that of robostack which installs it, such as "report".
+    Raises MissingExtraError where it is not installed.
     """
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(f"needs the package {module}, not installed: pip install 'robostack[{extra}]'")

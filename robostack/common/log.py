@@ -1,4 +1,4 @@
-"""Logs of runs: files of JSON lines, one a report, that grow while the run goes on."""
+"""Logs of runs: files of JSON lines, one per report, that grow while the run goes on."""
 
 from __future__ import annotations
 

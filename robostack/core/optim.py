@@ -98,8 +98,8 @@ def build_optimizers(
 def layer_weights(module: nn.Module) -> set[nn.Parameter]:
     """What is multiplied with what comes in: the weights of linear layers and convolutions.
 
-    Their size alone is what decay is for. It would pull embeddings (of words, of places, of looks) and learned tokens
-    to one and the same zero, and norms to silence; biases are too few to matter.
+    Their size alone is what decay is for. It would pull embeddings (of words, of places, of observation steps) and
+    learned tokens to one and the same zero, and norms to silence; biases are too few to matter.
     """
     return {
         parameter

@@ -1,8 +1,7 @@
 """What a data set is, whatever its format: episodes read one by one and appended one by one.
 
 A reader opens without reading frames and never changes what it reads; a writer appends whole episodes and can go on
-where a killed one stopped. The formats: our own store (`store`), LeRobot (`lerobot`), ALOHA's HDF5 files
-(`aloha_hdf5`) and Diffusion Policy's Zarr (`diffusion_policy`).
+where a killed one stopped. Our own format is `store`, those of others are in `formats`.
 
 Keys are LeRobot's: `observation.state`, `observation.images.<camera>`, `action`, `next.reward`, ... The keys in
 `BOOKKEEPING` follow from where a frame stands and are never features; `timestamp` is a feature where a source has it.

@@ -1,11 +1,11 @@
-"""Demonstrations in a Zarr v3 group: one flat array a feature, cut into episodes.
+"""Demonstrations in a Zarr v3 group: one flat array per feature, cut into episodes.
 
     <path>/                     group; attributes: format, fps, robot, features, tasks, provenance, statistics,
                                 episodes and segments (see `attributes`)
       episode_ends   (E,)       int64, index one past the last frame of each episode
       segment_ends   (S,)       int64, the same for each segment: frames of one episode that have one task
       segment_task   (S,)       int64, index of a segment's task text
-      <feature>      (N, ...)   one row a frame, uncompressed, with a checksum for each chunk (see `rows`)
+      <feature>      (N, ...)   one row per frame, uncompressed, with a checksum for each chunk (see `rows`)
 
 Feature names are LeRobot's (`observation.state`, `action`, ...). An episode is written data first and counted
 last: the attributes `episodes` and `segments` are replaced by one atomic rename, and whatever lies beyond them is an

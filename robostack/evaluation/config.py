@@ -26,8 +26,8 @@ class EvalConfig:
     seed: int = EVALUATION_SEED
     """Seed of the first episode; the next has the next number."""
     workers: int = 0
-    """Processes; 0 takes one a core, with a GPU as many as have room there for a policy each. With one, episodes run in
-    this process. The results do not depend on it."""
+    """Processes; 0 takes one per core, with a GPU as many as have room there for a policy each. With one, episodes run
+    in this process. The results do not depend on it."""
     videos: int = 2
     """Films at most so many successes and so many failures for the report."""
     device: str = "auto"

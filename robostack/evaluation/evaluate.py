@@ -112,7 +112,7 @@ def evaluate(
 
 
 def workers_on(device: torch.device, parameters: int) -> int:
-    """How many processes evaluate a policy of so many parameters: one a core, but no more than have room for a policy
+    """How many processes evaluate a policy of so many parameters: one per core, but no more than have room for a policy
     of their own on a GPU."""
     if device.type != "cuda":
         return cores()

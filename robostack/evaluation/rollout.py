@@ -106,7 +106,7 @@ def run_together(
     Raises ValueError for actions that are not finite.
     """
     if len(seeds) != worlds.num_envs:
-        raise ValueError(f"expected {worlds.num_envs} seeds, one a row, got {len(seeds)}")
+        raise ValueError(f"expected {worlds.num_envs} seeds, one per row, got {len(seeds)}")
     worlds.reset(seed=list(seeds))
     actor.begin(worlds, seeds)
     rows = [_Row(seed) for seed in seeds]
@@ -175,8 +175,8 @@ def run_episodes(
     videos: Mapping[int, Path] | None = None,
     wanted: Collection[int] | None = None,
 ) -> Iterator[Outcome]:
-    """Episodes of `seeds` as they end, on `workers` processes (0: one a core), in each of which `make_actor` is called.
-    One alone is this process.
+    """Episodes of `seeds` as they end, on `workers` processes (0: one per core), in each of which `make_actor` is
+    called. One alone is this process.
 
     With `wanted`, or `videos`, seed to path, those alone are given, and filmed: just as they come out among all of
     `seeds`, which are run together in groups from the first on.

@@ -1,6 +1,6 @@
 """The page that tells a colleague what an evaluation found: one HTML file that needs nothing beside it.
 
-Everything is inside: style, plots (SVG), videos (base64); see `html_page`.
+Everything is inside: style, plots (SVG), videos (base64); see `html`.
 """
 
 from __future__ import annotations
@@ -33,22 +33,19 @@ def write_report(
     training_log: Sequence[Mapping[str, Any]] = (),
     videos: Sequence[tuple[Path | str, str, bool]] = (),
 ) -> None:
-    """Writes the page; numbers that are None or not finite show as "–".
+    """Writes the page, whole or not at all; numbers that are None or not finite show as "–".
 
-    Args:
-        path: the page, usually `report.html`. It appears whole or not at all.
-        summary: env, policy, task, episodes, seed (the first), success and final (shares in [0, 1]) with
-            success_interval and final_interval (low, high), stages (highest stage reached → episodes),
-            latency_ms_p50 and latency_ms_p95 (one call of the policy), execute_len (actions run of a chunk, or
-            None), wall_s, machine, commit, command, date. And where there are: stage_names, training
-            (`describe_training`), device, kept (episodes of an earlier start), films_s, notes (sentences).
-        episodes: one row each: seed, success, final, stage_max, stage_final, first_success_step (control steps, or
-            None), chunks (calls of the policy), latency_ms_p50.
-        training_log: lines of the training log (see `training_curves`); empty when nothing was trained.
-        videos: (mp4 file, caption, whether it went right), shown in this order, what went wrong first.
+    `summary` holds env, policy, task, episodes, seed (the first), success and final (shares in [0, 1]) with
+    success_interval and final_interval (low, high), stages (highest stage reached → episodes), latency_ms_p50 and
+    latency_ms_p95 (one call of the policy), execute_len (actions run of a chunk, or None), wall_s, machine, commit,
+    command and date; and where there are: stage_names, training (`describe_training`), device, kept (episodes of an
+    earlier start), films_s and notes (sentences).
 
-    Raises:
-        ValueError: a key is missing.
+    An episode holds seed, success, final, stage_max, stage_final, first_success_step (control steps, or None), chunks
+    (calls of the policy) and latency_ms_p50. `training_log` is as for `training_curves`, and empty when nothing was
+    trained. Videos are (mp4 file, caption, whether it went right), shown in this order, what went wrong first.
+
+    Raises ValueError where a key is missing.
     """
     _require_keys("summary", summary, _SUMMARY_KEYS)
     for place, episode in enumerate(episodes):

@@ -43,19 +43,11 @@ _CURVES = (  # key in the log, title, label of the y axis, whether it is noisy, 
 
 
 def training_curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """One plot over the training steps for loss, learning rate and speed.
+    """Plots over the training steps, each with its title, as (title, svg): loss, learning rate and speed.
 
-    Fewer than three points are shown as points, without a line.
-
-    Args:
-        log: lines with "step" and any of "loss", "learning_rate", "steps_per_s". What is missing or not finite
-            leaves a gap; a curve without a single point is left out.
-
-    Returns:
-        (title, svg) a plot.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
+    Lines of the log hold "step" and any of "loss", "learning_rate" and "steps_per_s". What is missing or not finite
+    leaves a gap; a curve without a single point is left out, and one of fewer than three has no line. Raises
+    MissingExtraError without matplotlib.
     """
     require_extra("matplotlib", "report")
     plots = []

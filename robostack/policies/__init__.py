@@ -1,1 +1,1 @@
-"""One file a policy family, and the protocol they all meet."""
+"""One file per policy family, and the protocol they all meet."""

@@ -48,7 +48,7 @@ class ActConfig:
     chunk_len: int = 40
     """Actions predicted at once."""
     execute_len: int = AtMost(20)
-    """Actions run before the policy looks again."""
+    """Actions run before the policy observes again."""
     width: int = 128
     """Of a token; a multiple of 2 heads."""
     hidden: int = 256

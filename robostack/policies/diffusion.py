@@ -55,7 +55,7 @@ class DiffusionConfig:
     chunk_len: int = 40
     """Actions predicted from the present on."""
     execute_len: int = AtMost(20)
-    """Actions run before the policy looks again."""
+    """Actions run before the policy observes again."""
     observe_len: int = 1
     """Observation steps that are seen, the last of them now."""
     predict_past: int = 0

@@ -43,7 +43,7 @@ class EnergyConfig:
     chunk_len: int = 40
     """Actions predicted at once."""
     execute_len: int = AtMost(20)
-    """Actions run before the policy looks again."""
+    """Actions run before the policy observes again."""
     coefficients: int = AtMost(8)
     """Of the cosine transform in time that are kept; 8 of 40 leave an error of 0.7 % of the actions' deviation."""
     width: int = 256

@@ -125,7 +125,7 @@ class Interface:
 @runtime_checkable
 class PolicyConfig(Protocol):
     """Architecture only. `chunk_len` actions are predicted, `execute_len` of them are run before it observes
-    again, and `history` says how far back it looks."""
+    again, and `history` says what of the past it sees."""
 
     @property
     def chunk_len(self) -> int: ...

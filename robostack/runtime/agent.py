@@ -27,7 +27,7 @@ def plain(policy: Any, observation: Observation, generator: torch.Generator) -> 
 
 
 class Agent:
-    """A policy at work in one episode or in several that run in step, one a row. Time and randomness are passed in.
+    """A policy at work in one episode or in several that run in step, one per row. Time and randomness are passed in.
 
     At each control step: observe what is `wanted`, then `act`. Torch sums in another order for another batch size, and
     contacts amplify the last bit: an episode is the same again in a batch of the same size.

@@ -35,21 +35,13 @@ def prepare(
     history: History = History(),
     text: TextSettings = TextSettings(),
 ) -> Processor:
-    """The processor for the observation features `keys` of data sets; for all of them when none is named.
+    """The processor for the observation features `keys` of the data sets of a run; for all of them when none is named.
 
-    Args:
-        stores: the data sets of a run.
-        chunk_len: actions of a chunk, for the statistics of relative ones.
-        keys: features to observe, each of at least one data set.
-        robots: the robot of each data set; as they record it when none is named.
-        rate: actions a second; needed when the data sets differ in it.
-        scaling: how numbers are scaled.
-        history: what of the past the policy sees.
-        text: how task texts become tokens.
+    `robots` names the robot of each data set, which by default is the one that it records; `rate`, in actions a second,
+    is needed where the data sets differ in it; `chunk_len` is for the statistics of relative actions.
 
-    Raises:
-        DataError: a feature is missing, the data sets have no state to observe or do not fit together, or actions
-            of the past should be relative to a state that came after them. Warns of entries that are still.
+    Raises DataError where a feature is in none of the data sets, they have no state to observe or do not fit together,
+    or actions of the past should be relative to a state after them. Warns of entries that are still.
     """
     if scaling.relative_actions and history.actions and history.steps:
         raise DataError(

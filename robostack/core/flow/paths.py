@@ -2,7 +2,7 @@
 
 Time runs from 0 (noise) to 1 (data). A path x_t = α_t x₁ + σ_t x₀ gives the training pair and every conversion
 between velocity, noise and data predictions. DDPM, EDM and rectified flow are different (α_t, σ_t), nothing more.
-Times and losses of training are in `flow_training`, solvers in `flow_solvers`, guidance in `flow_guidance`.
+Times and losses of training are in `training`, solvers in `solvers`, guidance in `guidance`.
 
 A time t is (batch,), or (batch, tokens) where every token has its own (diffusion forcing, arXiv 2407.01392).
 """

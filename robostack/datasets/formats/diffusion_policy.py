@@ -4,7 +4,7 @@ It is written in Zarr's format 2, and read in 3 too.
 
     <path>/                  group; attributes of ours: fps, robot, features, tasks, episode_task
       meta/episode_ends      (E,)      int64, index one past the last frame of each episode
-      data/<name>            (N, ...)  one row a frame
+      data/<name>            (N, ...)  one row per frame
 
 `action`, `timestamp` and `next.*` keep their names. Cameras, of uint8 in any form or of floats that hold the 256 values
 of uint8, and depth (uint16, in mm) are observation.images.<name>, the rest observation.<name>. Names and types are kept

@@ -40,19 +40,11 @@ def verify(
     bound: float,
     report: Callable[[int], None] = lambda done: None,
 ) -> Verified:
-    """Compares a result with its source: episodes, lengths, tasks, every number, and of a few episodes the first and
-    last frame of each camera; those of depth exactly, of colour within `bound` grey levels.
+    """Compares a result with its source: episodes, lengths, tasks, every number of `features`, and of a few episodes
+    the first and last frame of each camera; those of depth exactly, of colour within `bound` grey levels on average.
 
-    Args:
-        read: gives an episode of the source as it should be in the result.
-        kept: the episodes of the source that are in the result, in order.
-        features: those that are in the result.
-        result: the result.
-        bound: allowed difference of colours, on average over a frame.
-        report: is told how many episodes were compared.
-
-    Raises:
-        VerificationError: the result is another; the message says where.
+    `read` gives an episode of the source as it should be in the result, `kept` names those that are in it, in order,
+    and `report` is told how many were compared. Raises VerificationError, which says where, when the result is another.
     """
     if result.episodes != len(kept):
         raise _differs(result.path, f"expected {len(kept)} episodes, got {result.episodes}")

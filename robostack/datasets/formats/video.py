@@ -53,17 +53,13 @@ def write_video(
 ) -> int:
     """Writes RGB frames as an mp4 (index at the front) and returns how many.
 
-    Frame i is shown at exactly i / fps seconds. An odd height or width, which 4:2:0 colour cannot hold, gains one row
-    or column that repeats its neighbour. Frames are consumed one by one: a generator of any length will do.
+    Frame i is shown at exactly i / fps seconds, fps being at least 1 and rounded by `exact_rate`. An odd height or
+    width, which 4:2:0 colour cannot hold, gains one row or column that repeats its neighbour. Frames are consumed one
+    by one: a generator of any length will do. `path` ends in .mp4 and is written to a temporary name first, so that a
+    failure leaves no half a video.
 
-    Args:
-        path: ends in .mp4; written to a temporary name first, so that a failure leaves no half a video.
-        fps: frames per second, at least 1; rounded to a fraction with a denominator of at most 1001.
-        codec: by default H.264, which every browser plays.
-
-    Raises:
-        MissingExtraError: PyAV is not installed.
-        ValueError: no frames, a frame that is not uint8 (height, width, 3), or one of another size than the first.
+    Raises MissingExtraError without PyAV; ValueError for no frames, a frame that is not uint8 (height, width, 3), or
+    one of another size than the first.
     """
     require_extra("av", "report")
     import av  # here, because it is an extra
@@ -105,15 +101,11 @@ def write_video(
 
 
 def join_videos(path: Path | str, pieces: Sequence[tuple[Path, int]], fps: int | float | Fraction) -> None:
-    """Writes videos of one codec and size one after the other, without encoding anew.
+    """Writes videos of one codec and size one after the other, without encoding anew, to a temporary name first.
 
-    Args:
-        path: written to a temporary name first.
-        pieces: videos by `write_video` at `fps`, each with its count of frames, by a codec that does not reorder
-            frames (bf 0 for H.264). Frame k of the whole is shown at exactly k / fps.
-
-    Raises:
-        ValueError: a piece holds another count of frames than is said, or reorders them.
+    `pieces` are videos by `write_video` at `fps`, each with its count of frames, by a codec that does not reorder
+    frames (bf 0 for H.264). Frame k of the whole is shown at exactly k / fps. Raises ValueError where a piece holds
+    another count of frames than is said, or reorders them.
     """
     require_extra("av", "report")
     import av
@@ -158,11 +150,8 @@ def decode_frames(
 
     A damaged file can end the process: what others wrote is decoded by `video_process`.
 
-    Raises:
-        MissingExtraError: PyAV is not installed.
-        ValueError: the file is no video, is damaged, has more than `LARGEST_PICTURE` pixels, or a frame carries no
-            time.
-        OSError: the file cannot be read.
+    Raises MissingExtraError without PyAV; ValueError where the file is no video, is damaged, has more than
+    `LARGEST_PICTURE` pixels, or a frame carries no time; OSError where it cannot be read.
     """
     for frame, time in _decoded(path, start):
         yield frame.to_ndarray(format="rgb24"), time
@@ -226,10 +215,7 @@ def _decoded(path: Path | str, start: float | Fraction) -> Iterator[tuple[Any, F
 def video_end(path: Path | str) -> Fraction | None:
     """When the last frame of a video ends, in seconds, as its header says it; None where it does not. Decodes nothing.
 
-    Raises:
-        MissingExtraError: PyAV is not installed.
-        ValueError: the file is no video.
-        OSError: the file cannot be read.
+    Raises MissingExtraError without PyAV, ValueError where the file is no video, OSError where it cannot be read.
     """
     return video_header(path).end
 
@@ -264,9 +250,7 @@ def video_header(path: Path | str) -> VideoHeader:
 def read_frames(path: Path | str) -> tuple[UInt8[np.ndarray, "frames height width 3"], list[Fraction]]:
     """All frames of a video as RGB, and when each is shown, in seconds (exact).
 
-    Raises:
-        MissingExtraError: PyAV is not installed.
-        ValueError: the file holds no frames.
+    Raises as `decode_frames`, and ValueError where the file holds no frames.
     """
     decoded = list(decode_frames(path))
     if not decoded:

@@ -185,7 +185,7 @@ class ZarrFiles:
 def _check_array(array: zarr.Array) -> str | None:
     """The codec that packs an array's chunks, if any. Raises DataError unless it holds numbers and is read."""
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8 or not array.ndim:
-        raise DataError(f"it holds {array.dtype} {array.shape}, not numbers a frame")
+        raise DataError(f"it holds {array.dtype} {array.shape}, not numbers per frame")
     if array.shards is not None:
         raise DataError("its chunks lie in shards, which are not read")
     if math.prod(array.chunks) * array.dtype.itemsize > LARGEST_CHUNK:

@@ -1,4 +1,4 @@
-"""ALOHA's HDF5 files, as ACT and Mobile ALOHA record and read them: one file an episode. `hdf5_reader` reads them.
+"""ALOHA's HDF5 files, as ACT and Mobile ALOHA record and read them: one file per episode. `reader` reads them.
 
     <path>/episode_<n>.hdf5       attributes: sim, compress; ours too: fps, robot, task
       observations/qpos           (T, D)           observation.state

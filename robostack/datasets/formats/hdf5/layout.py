@@ -1,11 +1,11 @@
 """What the arrays of HDF5 recordings are: their names, and the pictures and numbers that they hold.
 
-    ALOHA, one file an episode       observations/qpos, observations/images/<cam>, action, ...
+    ALOHA, one file per episode      observations/qpos, observations/images/<cam>, action, ...
     robomimic, LIBERO, one group     data/demo_<k>/{actions, obs/<name>, rewards, dones, states}
     ManiSkill, one group             traj_<k>/{actions, obs/<group>/<name>, ...}, observations one row longer
 
 Whatever else stands in an episode's group is a feature too, under its path with dots. Cameras are arrays of pictures
-in any form, or encoded pictures, one a frame; depth is uint16, in millimetres.
+in any form, or encoded pictures, one per frame; depth is uint16, in millimetres.
 """
 
 from __future__ import annotations

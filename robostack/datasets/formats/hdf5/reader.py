@@ -1,6 +1,6 @@
 """Recordings in HDF5: ALOHA's, Mobile ALOHA's, robomimic's, LIBERO's, ManiSkill's, and others of their kind.
 
-An episode is a file, or a group of one; `hdf5_layout` says what its arrays are called. Numbers keep their type.
+An episode is a file, or a group of one; `layout` says what its arrays are called. Numbers keep their type.
 
 ALOHA's JPEGs come from `cv2.imencode` of the array as it is and go back through `cv2.imdecode`, which both take arrays
 for BGR. To any other program the file's red is therefore the array's last channel, so channels are reversed here after

@@ -1,4 +1,4 @@
-"""Joins the pieces that `lerobot_writer` wrote, an episode a folder, to a LeRobot data set."""
+"""Joins the pieces that `writer` wrote, one folder per episode, to a LeRobot data set."""
 
 from __future__ import annotations
 

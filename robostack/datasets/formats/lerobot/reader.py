@@ -1,9 +1,9 @@
 """LeRobot's data sets, v3.0, v2.1 and v2.0, read without LeRobot: parquet, encoded pictures, arrays, and mp4.
 
-What meta/ says is in `lerobot_layout`, what a feature is in `lerobot_features`. A number whose shape is written [1]
-stays of shape (1,), except `timestamp`, which is (), and those that robostack wrote. A frame of a video is the one
-shown nearest to where the frame is due, which must be within half a period. Pictures are read and decoded while they
-are iterated, videos in another process.
+What meta/ says is in `layout`, what a feature is in `features`. A number whose shape is written [1] stays of shape
+(1,), except `timestamp`, which is (), and those that robostack wrote. A frame of a video is the one shown nearest to
+where the frame is due, which must be within half a period. Pictures are read and decoded while they are iterated,
+videos in another process.
 """
 
 from __future__ import annotations
@@ -52,12 +52,8 @@ class LeRobotReader:
     """Meets `EpisodeReader`. Opening reads the metadata, the size of each camera's first frame, and the timestamps,
     which are a feature only where they say more than the rate.
 
-    Args:
-        path: the folder that holds meta/, data/ and videos/.
-        drop: features to leave out, such as texts, which an episode cannot hold.
-
-    Raises:
-        DataError: the metadata is missing or damaged.
+    `path` holds meta/, data/ and videos/; features in `drop` are left out, such as texts, which an episode cannot hold.
+    Raises DataError where the metadata is missing or damaged.
     """
 
     def __init__(self, path: str | Path, drop: Sequence[str] = ()) -> None:

@@ -26,7 +26,7 @@ _ROWS_AT_ONCE, _PICTURES_AT_ONCE = 1024, 16
 
 
 class Tables:
-    """Reads rows of the tables in the data set at `path`; `is_old` for one file an episode."""
+    """Reads rows of the tables in the data set at `path`; `is_old` for one file per episode."""
 
     def __init__(self, path: Path, is_old: bool) -> None:
         self._path, self._is_old = path, is_old

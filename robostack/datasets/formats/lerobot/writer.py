@@ -1,6 +1,6 @@
-"""Writes LeRobot v3.0 without LeRobot. The layout is in `lerobot_layout`.
+"""Writes LeRobot v3.0 without LeRobot. The layout is in `layout`.
 
-While it is written, the data set is a folder of pieces, one folder an episode, each committed by one rename; `finish`
+While it is written, the data set is a folder of pieces, one folder per episode, each committed by one rename; `finish`
 joins them, encoding no picture anew, and meta/info.json, without which nobody sees a data set, is its last file:
 
     <path>/.robostack/settings.json
@@ -55,17 +55,9 @@ _TOLERANCE = 1e-4
 class LeRobotWriter:
     """Meets `Appender`.
 
-    Args:
-        path: where nothing is yet.
-        features: ours.
-        fps: frames a second.
-        robot: kind of robot.
-        images: cameras as videos, or as PNGs in the table.
-        codec: of the videos; libx264rgb is lossless, the others need an even height and width.
-
-    Raises:
-        FileExistsError: something is at `path`.
-        DataError: LeRobot cannot hold such a feature or rate.
+    `images` says whether cameras become videos, or PNGs in the table. Of the codecs of videos libx264rgb is lossless,
+    and the others need an even height and width. Raises FileExistsError where something is at `path`, DataError where
+    LeRobot cannot hold such a feature or rate.
     """
 
     def __init__(
@@ -218,7 +210,7 @@ class LeRobotWriter:
                 writer.write_table(pa.table(arrays, schema=self._schema))
                 begin, size, pictures = index + 1, 0, {key: [] for key in cameras}
         for frames in cameras.values():
-            next(frames, None)  # tells of one frame too many
+            next(frames, None)  # raises where there is one frame too many
 
     # The whole
 
