@@ -55,6 +55,20 @@ def test_every_room_stands_in_the_import_contract():
     assert sorted(named) == sorted(f"robostack.{room}" for room in folders | modules)
 
 
+def test_the_map_names_every_room_and_nothing_that_is_not_there():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    modules = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"^\| `([\w/.]+)` \|", text, re.MULTILINE)) >= rooms | modules
+    named = set(re.findall(r"\b(?:[a-z]+/)+\w+\.py\b", text)) - {"policies/NAME.py"}
+    assert len(named) > 20
+    assert sorted(name for name in named if not any((folder / name).exists() for folder in (PACKAGE, ROOT))) == []
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    shown = re.search(r"```\n(__main__\n.*?)```", text, re.DOTALL)
+    layers = [layer.replace("robostack.", "").replace(" : ", ", ") for layer in contract["layers"]]
+    assert shown is not None and shown[1].splitlines() == layers
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 500
