@@ -123,6 +123,8 @@ class Pi0(nn.Module):
 
     def __init__(self, config: Pi0Config, interface: Interface) -> None:
         super().__init__()
+        if config.state == "prompt" and not interface.told_state:
+            raise ValueError("state 'prompt' needs a prompt that tells the state: put {state} into --template")
         self.config, self.interface = config, interface
         width, prefix_width = config.expert_width, config.prefix_width
         self.word = nn.Embedding(interface.vocabulary, prefix_width)

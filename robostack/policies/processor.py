@@ -94,6 +94,7 @@ class Processor:
             cameras=self.cameras,
             entities=self.entities,
             depth=self.depth,
+            told_state=self.prompt.tells_state,
         )
 
     @cached_property

@@ -111,6 +111,8 @@ class Interface:
     """(places, features) of the worlds' entities, where they are observed."""
     depth: tuple[str, ...] = ()
     """Those of the cameras that measure depth."""
+    told_state: bool = False
+    """Whether the text tells the state."""
 
     def planes(self, camera: str) -> int:
         """Values that a pixel of a camera has."""

@@ -27,7 +27,7 @@ SMALL = Pi0Config(
 
 def make_policy(config: Pi0Config = SMALL, cameras: Cameras | None = None, seed: int = 0) -> Pi0:
     torch.manual_seed(seed)
-    policy = Pi0(config, interface(cameras))
+    policy = Pi0(config, dataclasses.replace(interface(cameras), told_state=config.state == "prompt"))
     with torch.no_grad():
         for parameter in policy.parameters():
             if not parameter.any():
@@ -224,3 +224,8 @@ def test_it_learns_two_modes_that_the_state_selects(prediction: str) -> None:
 def test_settings_that_contradict_each_other_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
+
+
+def test_a_state_that_nobody_would_see_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a prompt that tells the state"):
+        Pi0(dataclasses.replace(SMALL, state="prompt"), interface())
