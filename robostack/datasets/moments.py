@@ -1,4 +1,4 @@
-"""What is known at a moment of an episode, and how far back: types alone, for who records, trains and acts."""
+"""What is known at a moment of an episode, and how far back: types alone, shared by recording, training and acting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class History:
     actions: bool = True
     """Whether the actions between the observation steps are used, as what was done or to be predicted too."""
     ahead: int = 0
-    """Observation steps after now, `stride` control steps apart: in the windows of a data set alone, for who learns
+    """Observation steps after now, `stride` control steps apart: in the windows of a data set alone, for what learns
     from what comes next."""
 
     def __post_init__(self) -> None:

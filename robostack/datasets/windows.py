@@ -1,6 +1,6 @@
 """Random windows of a data set: a batch is gathered by reading rows, not sample by sample.
 
-A window at frame t is what was seen up to frame t and the chunk of actions t .. t + chunk_len − 1; and, for who asks,
+A window at frame t is what was seen up to frame t and the chunk of actions t .. t + chunk_len − 1; and, if asked for,
 what was seen after it. Past the end of its episode the last action is repeated and marked as padding; before the start
 the first observation is repeated, past the end the last one, and marked as not valid.
 """

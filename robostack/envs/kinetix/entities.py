@@ -9,7 +9,7 @@ Columns:
     38:44    the number of the shape a joint leads to
     44:48    of the shape in 32:38, for joints and thrusters: x, y in metres, sine and cosine of its rotation
     48:52    the same of the shape in 38:44
-Polygons are numbered before circles, as in the package. Lost of its observation are the attention masks alone.
+Polygons are numbered before circles, as in the package. Of its observation only the attention masks are left out.
 """
 
 from __future__ import annotations
