@@ -67,7 +67,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole = settings(tmp_path, out=tmp_path / "whole")
     train("pi0", POLICY, whole)
     flags = {"steps": 40, "batch": 16, "warmup-steps": 5, "log-every": 5, "checkpoint-every": 20, "threads": 1}
-    policy = {key: value for key, value in dataclasses.asdict(POLICY).items() if not isinstance(value, dict)}
+    policy = {key: value for key, value in dataclasses.asdict(POLICY).items() if not isinstance(value, dict | bool)}
     flags |= {f"policy.{key.replace('_', '-')}": value for key, value in policy.items()}
     arguments = [text for key, value in flags.items() for text in (f"--{key}", str(value))]
     command = [sys.executable, "-c", "from robostack.cli import main; raise SystemExit(main())", "train", "pi0"]
