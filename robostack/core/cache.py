@@ -62,6 +62,7 @@ class Cache:
     ) -> tuple[Float[Tensor, "batch kv_heads capacity head_dim"], Float[Tensor, "batch kv_heads capacity head_dim"]]:
         """One layer's keys and values with these at their places."""
         keys, values = self.keys[layer], self.values[layer]
+        key, value = key.to(keys.dtype), value.to(values.dtype)  # autocast makes them of a smaller one
         if torch.is_grad_enabled():
             self.copies[layer] = keys.index_copy(2, places, key), values.index_copy(2, places, value)
             return self.copies[layer]
