@@ -43,6 +43,8 @@ class StreamConfig:
     outputs: bool = True
     """Whether its tokens are wanted at the end. Where they are not, the last block takes keys and values of them and
     no more."""
+    final_norm: bool = True
+    """Whether its outputs are normed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Transformer(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(Block(config, index == config.depth - 1) for index in range(config.depth))
         self.norms = nn.ModuleList(
-            stream.norm.build(stream.width, stream.condition) if stream.outputs else nn.Identity()
+            stream.norm.build(stream.width, stream.condition) if stream.outputs and stream.final_norm else nn.Identity()
             for stream in config.streams
         )
 
@@ -108,9 +110,9 @@ class Transformer(nn.Module):
             if skips and index == len(self.layers) - 1 and (spans := self._spans(lengths)):
                 call = call.narrowed(spans)
             tokens = layer(tokens, call, index)
+        parts = zip(tokens, self.config.streams, self.norms, call.conditions, strict=True)
         return [
-            None if x is None else norm(x, condition)[0]
-            for x, norm, condition in zip(tokens, self.norms, call.conditions, strict=True)
+            norm(x, condition)[0] if x is not None and stream.final_norm else x for x, stream, norm, condition in parts
         ]
 
     def _spans(self, lengths: Sequence[int]) -> list[slice]:

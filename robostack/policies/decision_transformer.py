@@ -172,11 +172,9 @@ class DecisionTransformer(nn.Module):
         """Task, then (return-to-go, frames and state, actions) of every decision but for the last one's actions:
         tokens (batch, tokens, width), which of them are valid, and their blocks (tokens,)."""
         shown = observation.valid
-        batch, k = shown.shape
+        k = self.config.context
         tokens, valid = self.encoder(observation)
-        views = self.interface.views
-        frames_shape = (batch, views, k, (tokens.shape[1] - k - 1) // (k * max(1, views)))
-        frames = tokens[:, k + 1 :].reshape(*frames_shape, -1 if views else tokens.shape[2])
+        frames, framed = self._of_steps(tokens), self._of_steps(valid)
         returns = torch.zeros_like(observation.state[..., 0])
         if self.config.conditioned:
             assert observation.returns_to_go is not None
@@ -184,23 +182,30 @@ class DecisionTransformer(nn.Module):
         done = observation.past_actions.unflatten(1, (k - 1, self.config.execute_len)).flatten(2)
         decisions = [
             self.return_in(returns[..., None])[:, :, None],
-            frames.transpose(1, 2).flatten(2, 3),
+            frames,
             tokens[:, :k, None],
             F.pad(self.action_in(done), (0, 0, 0, 1))[:, :, None],
         ]
         decided = [
             shown[..., None],
-            valid[:, k + 1 :].reshape(frames_shape).transpose(1, 2).flatten(2) & shown[..., None],
+            framed & shown[..., None],
             shown[..., None],
             shown[..., None],
         ]
-        blocks = torch.tensor([RETURN] + [OBSERVATION] * (decisions[1].shape[2] + 1) + [ACTIONS], device=shown.device)
+        blocks = torch.tensor([RETURN] + [OBSERVATION] * (frames.shape[2] + 1) + [ACTIONS], device=shown.device)
         blocks = (blocks + BLOCKS * torch.arange(k, device=shown.device)[:, None]).flatten()
         return (
             torch.cat([tokens[:, k : k + 1], torch.cat(decisions, dim=2).flatten(1, 2)], dim=1)[:, :-1],
             torch.cat([valid[:, k : k + 1], torch.cat(decided, dim=2).flatten(1, 2)], dim=1)[:, :-1],
             F.pad(blocks, (1, 0), value=TASK)[:-1],
         )
+
+    def _of_steps(self, observed: Tensor) -> Tensor:
+        """What is observed behind states and task, (batch, K, tokens of a step, ...)."""
+        k, views = self.config.context, self.encoder.views
+        parts = observed[:, k + 1 :].split([k * tokens for tokens in views], dim=1)
+        empty = observed[:, :0].unflatten(1, (k, 0))
+        return torch.cat([empty, *(part.unflatten(1, (k, -1)) for part in parts)], dim=2)
 
     def _chunks(self, steps: Tensor) -> Tensor:
         """(batch, (K − 1) · execute_len + chunk_len, action_dim) as the chunk after each decision, (batch, K,

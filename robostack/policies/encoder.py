@@ -1,11 +1,12 @@
 """How a policy sees: one sequence of tokens for the task and for the state, pictures and entities of every step.
 
-All policies take their encoders from `make_image_encoder` and `make_entity_encoder`; all but π0, whose prefix and
+All policies take their encoders from `make_image_encoders` and `make_entity_encoder`; all but π0, whose prefix and
 expert have tokens of different widths, take everything from `ObservationEncoder`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from robostack.common.numbers import check_bounds
 from robostack.core.entities import EntityEncoder
 from robostack.core.text.encoder import TextEncoder
+from robostack.core.vision.backbone import DINOV2_L, SIGLIP_SO400M, BackboneConfig, BackboneEncoder
 from robostack.core.vision.images import Size
 from robostack.core.vision.keypoints import KeypointEncoder
 from robostack.core.vision.vit import PatchEncoder
@@ -24,10 +26,13 @@ from robostack.policies.protocol import Interface, Observation
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The image encoders, of which every camera has its own, and that of entities. All give one token per step."""
+    """The image encoders, and that of entities."""
 
-    vision: Literal["keypoints", "vit"] = "keypoints"
-    """A ConvNet with spatial softmax, or a vision transformer that is read in the same way."""
+    vision: Literal["keypoints", "vit", "siglip", "dinov2"] = "keypoints"
+    """A ConvNet with spatial softmax, or a vision transformer that is read in the same way: one token a picture. Or a
+    backbone, with one token a patch."""
+    shared: bool = False
+    """Whether all cameras have one encoder, or each its own."""
     crop: tuple[int, int] | None = None
     """(height, width) in pixels of the middle of every picture that is looked at; all of it by default. The middle of
     a wide camera is a narrow camera."""
@@ -41,6 +46,8 @@ class EncoderConfig:
     """Width of a patch's token, in multiples of 4 · patch_heads."""
     patch_depth: int = 2
     patch_heads: int = 4
+    siglip: BackboneConfig = SIGLIP_SO400M
+    dinov2: BackboneConfig = DINOV2_L
     entity_width: int = 64
     """Width of an entity's token, in multiples of 2 · entity_heads."""
     entity_depth: int = 2
@@ -61,13 +68,15 @@ class EncoderConfig:
             raise ValueError(f"entity_width must be a multiple of {2 * self.entity_heads}, got {self.entity_width}")
 
 
-def make_image_encoder(
-    config: EncoderConfig, size: Size, width: int, planes: int = 3
-) -> KeypointEncoder | PatchEncoder:
+ImageEncoder = KeypointEncoder | PatchEncoder | BackboneEncoder
+"""Pictures of a batch to `tokens` tokens each."""
+
+
+def make_image_encoder(config: EncoderConfig, size: Size, width: int, planes: int = 3) -> ImageEncoder:
     """The encoder of one camera of (height, width) = `size` and `planes` values a pixel: pictures to `tokens` tokens of
     `width` numbers.
 
-    Raises ValueError when the crop is larger than the picture, or what is left is not made of whole patches.
+    Raises ValueError when the crop is larger than the picture, or what is left does not suit the encoder.
     """
     height, width_px = config.crop or size
     if height > size[0] or width_px > size[1]:
@@ -89,18 +98,41 @@ def make_image_encoder(
                 config.crop,
                 planes,
             )
+        case "siglip" | "dinov2":
+            return BackboneEncoder(config.siglip if config.vision == "siglip" else config.dinov2, width, config.crop)
     assert_never(config.vision)
 
 
 def make_image_encoders(config: EncoderConfig, interface: Interface, width: int) -> nn.ModuleDict:
-    """The encoder of each camera, in the interface's order. A camera may have any name: what none of torch's modules
-    may be called is escaped."""
-    return nn.ModuleDict(
-        {
-            module_key(name): make_image_encoder(config, size, width, interface.planes(name))
-            for name, size in interface.cameras.items()
-        }
-    )
+    """The encoder of each camera, in the interface's order, or the one that they share. A camera may have any name:
+    what none of torch's modules may be called is escaped.
+
+    Raises ValueError where cameras cannot share what `vision` names.
+    """
+    kinds = {name: (size, interface.planes(name)) for name, size in interface.cameras.items()}
+    if not config.shared or not kinds:
+        made = {name: make_image_encoder(config, size, width, planes) for name, (size, planes) in kinds.items()}
+        return nn.ModuleDict({module_key(name): encoder for name, encoder in made.items()})
+    if config.vision in ("keypoints", "vit") and len(set(kinds.values())) > 1:
+        told = ", ".join(f"{name} {height}x{across}x{planes}" for name, ((height, across), planes) in kinds.items())
+        raise ValueError(f"cameras that share {config.vision} must be alike, got {told}: leave shared out")
+    encoders = [make_image_encoder(config, size, width, planes) for size, planes in kinds.values()]
+    return nn.ModuleDict({"shared": encoders[0]})
+
+
+def encoder_of_each(cameras: nn.ModuleDict, count: int) -> list[ImageEncoder]:
+    """That of each of so many cameras, of what `make_image_encoders` made."""
+    encoders = [_encoder(module) for module in cameras.values()]
+    return encoders if len(encoders) == count else encoders * count
+
+
+def encode_images(cameras: nn.ModuleDict, images: Sequence[Tensor]) -> list[Tensor]:
+    """The tokens (batch, tokens, width) of each camera's pictures; what one encoder can take together it takes at
+    once."""
+    encoders = encoder_of_each(cameras, len(images))
+    if len(images) > len(cameras) and len({frames.shape for frames in images}) == 1:
+        return list(encoders[0](torch.cat(list(images))).chunk(len(images)))
+    return [encoder(frames) for encoder, frames in zip(encoders, images, strict=True)]
 
 
 def module_key(name: str) -> str:
@@ -138,8 +170,10 @@ class ObservationEncoder(nn.Module):
         self.state_in = nn.Sequential(nn.Linear(interface.state_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.text = TextEncoder(interface.vocabulary, interface.words, width)
         self.look = nn.Parameter(0.02 * torch.randn(obs_steps, width))
-        views = [*map(_encoder, self.cameras.values()), *([] if self.entities is None else [self.entities])]
-        self.tokens = obs_steps + 1 + obs_steps * sum(view.tokens for view in views)
+        encoders = encoder_of_each(self.cameras, len(self._names))
+        self.views = [view.tokens for view in [*encoders, *([] if self.entities is None else [self.entities])]]
+        """How many tokens a step has of each camera, and of the entities."""
+        self.tokens = obs_steps + 1 + obs_steps * sum(self.views)
         """How many tokens there are."""
 
     def forward(
@@ -155,12 +189,12 @@ class ObservationEncoder(nn.Module):
         text, which = observation.text.distinct()
         tokens = [self.state_in(observation.state) + self.look, self.text(text.ids, text.valid)[which, None]]
         valid = [observation.valid, observation.text.valid.any(1, keepdim=True)]
-        for name, module in zip(self._names, self.cameras.values(), strict=True):
-            encoder, present = _encoder(module), observation.present[name][:, None]
-            features = encoder(observation.images[name].flatten(0, 1)).unflatten(0, (batch, steps))
-            features = (features + self.look[:, None]).flatten(1, 2)
+        frames = [observation.images[name].flatten(0, 1) for name in self._names]
+        for name, encoded in zip(self._names, encode_images(self.cameras, frames), strict=True):
+            present = observation.present[name][:, None]
+            features = (encoded.unflatten(0, (batch, steps)) + self.look[:, None]).flatten(1, 2)
             tokens.append(features.masked_fill(~present[..., None], 0.0))
-            valid.append((present & observation.valid).repeat_interleave(encoder.tokens, dim=1))
+            valid.append((present & observation.valid).repeat_interleave(encoded.shape[1], dim=1))
         if self.entities is not None:
             assert observation.entities is not None
             features = self.entities(observation.entities.flatten(0, 1)).unflatten(0, (batch, steps))
@@ -169,6 +203,6 @@ class ObservationEncoder(nn.Module):
         return torch.cat(tokens, dim=1), torch.cat(valid, dim=1)
 
 
-def _encoder(module: nn.Module) -> KeypointEncoder | PatchEncoder:
-    assert isinstance(module, KeypointEncoder | PatchEncoder)  # what a ModuleDict's type forgets
+def _encoder(module: nn.Module) -> ImageEncoder:
+    assert isinstance(module, ImageEncoder)  # what a ModuleDict's type forgets
     return module

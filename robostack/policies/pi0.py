@@ -26,7 +26,7 @@ from robostack.core.flow.solvers import FlowModel, Solver, shifted, solve
 from robostack.core.flow.training import TimeSampling, Weighting, flow_loss, sample_time
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.moments import History
-from robostack.policies.encoder import EncoderConfig, make_entity_encoder, make_image_encoders
+from robostack.policies.encoder import EncoderConfig, encode_images, make_entity_encoder, make_image_encoders
 from robostack.policies.protocol import (
     AtMost,
     Given,
@@ -245,9 +245,10 @@ class Pi0(nn.Module):
     ) -> tuple[Float[Tensor, "batch prefix width"], Bool[Tensor, "batch prefix"]]:
         """Tokens of the images, the entities and the words, and which of them may be attended to."""
         tokens, valid = [], []
-        for name, encoder in zip(self.interface.cameras, self.cameras.values(), strict=True):
-            tokens.append(encoder(observation.images[name][:, -1]))
-            valid.append(observation.present[name][:, None].expand(-1, tokens[-1].shape[1]))
+        frames = [observation.images[name][:, -1] for name in self.interface.cameras]
+        for name, encoded in zip(self.interface.cameras, encode_images(self.cameras, frames), strict=True):
+            tokens.append(encoded)
+            valid.append(observation.present[name][:, None].expand(-1, encoded.shape[1]))
         if self.entities is not None:
             assert observation.entities is not None
             tokens.append(self.entities(observation.entities[:, -1]))

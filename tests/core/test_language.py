@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers_weights import exact, language_block
 
 from robostack.core.attention import Mask
 from robostack.core.language import GEMMA_2B, GEMMA_300M, LLAMA2_7B, LanguageConfig, LanguageModel
 from robostack.core.transformer import TransformerConfig
+
+__all__ = ["exact"]
 
 SIZES: dict[str, Any] = dict(
     vocab_size=13, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4, head_dim=8
@@ -46,48 +49,9 @@ def both(name: str) -> tuple[LanguageModel, Any]:
     if name == "llama":
         state["head.weight"] = theirs.lm_head.weight
     for i, layer in enumerate(theirs.model.layers):
-        attention, mlp, block = layer.self_attn, layer.mlp, f"transformer.layers.{i}"
-        heads = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-        state |= {
-            f"{block}.attention_norms.0.weight": layer.input_layernorm.weight,
-            f"{block}.projections.0.query_key_value.weight": torch.cat(heads),
-            f"{block}.projections.0.output.weight": attention.o_proj.weight,
-            f"{block}.feed_forward_norms.0.weight": layer.post_attention_layernorm.weight,
-            f"{block}.feed_forwards.0.gate_up.weight": torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
-            f"{block}.feed_forwards.0.down.weight": mlp.down_proj.weight,
-        }
+        state |= language_block(layer, f"transformer.layers.{i}", 0)
     ours.load_state_dict(state)
     return ours, theirs
-
-
-@pytest.fixture
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers norms in float32 and turns by angles in float32: here everything is float64, and the angles are
-    those of ours."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    to = torch.Tensor.to
-    widened = lambda x, *args, **kwargs: to(x, *(torch.float64 if a is torch.float32 else a for a in args), **kwargs)  # noqa: E731
-    from transformers.models.gemma import modeling_gemma
-    from transformers.models.llama import modeling_llama
-
-    for kind in (modeling_llama.LlamaRMSNorm, modeling_gemma.GemmaRMSNorm):
-        forward = kind.forward
-
-        def norm(self: Any, x: torch.Tensor, forward: Any = forward) -> torch.Tensor:
-            with monkeypatch.context() as patch:
-                patch.setattr(torch.Tensor, "to", widened)
-                return forward(self, x)
-
-        monkeypatch.setattr(kind, "forward", norm)
-    for kind in (modeling_llama.LlamaRotaryEmbedding, modeling_gemma.GemmaRotaryEmbedding):
-
-        def angles(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
-            from robostack.core.attention import ROTARY
-
-            parts = ROTARY.angles(position_ids, 8)
-            return tuple(torch.cat([part[:, 0]] * 2, dim=-1).to(x.dtype) for part in parts)
-
-        monkeypatch.setattr(kind, "forward", angles)
 
 
 @pytest.mark.parametrize("name", ["gemma", "llama"])
