@@ -24,6 +24,7 @@ from robostack.core.embeddings import time_embedding
 from robostack.core.flow.paths import PATHS, PathName, Prediction
 from robostack.core.flow.solvers import FlowModel, Solver, shifted, solve
 from robostack.core.flow.training import TimeSampling, Weighting, flow_loss, sample_time
+from robostack.core.language import GEMMA_2B, GEMMA_300M
 from robostack.core.transformer import StreamConfig, Transformer, TransformerConfig
 from robostack.datasets.moments import History
 from robostack.policies.encoder import EncoderConfig, encode_images, make_entity_encoder, make_image_encoders
@@ -300,3 +301,26 @@ def _places(valid: Bool[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
 def _first(length: Int[Tensor, " batch"], steps: int) -> Bool[Tensor, "batch {steps}"]:
     """True for the first `length` of so many steps."""
     return torch.arange(steps, device=length.device) < length[:, None]
+
+
+PI0 = Pi0Config(
+    chunk_len=50,
+    actions_per_token=1,
+    expert_width=GEMMA_300M.stream.width,
+    expert_hidden=GEMMA_300M.stream.hidden,
+    prefix_width=GEMMA_2B.stream.width,
+    prefix_hidden=GEMMA_2B.stream.hidden,
+    depth=GEMMA_2B.transformer.depth,
+    heads=GEMMA_2B.transformer.heads,
+    head_dim=GEMMA_2B.transformer.head_dim,
+    encoder=EncoderConfig(vision="siglip", shared=True),
+    scale_words=True,
+    time="token",
+    prediction="velocity",
+    weighting="velocity",
+    time_sampling="beta",
+    solver="euler",
+)
+"""π0 as published: PaliGemma 3B and an expert of 300M."""
+PI05 = replace(PI0, time="norm", state="prompt")
+"""π0.5 as published, of the same parts."""
