@@ -78,11 +78,7 @@ def make_image_encoder(config: EncoderConfig, size: Size, width: int, planes: in
 
     Raises ValueError when the crop is larger than the picture, or what is left does not suit the encoder.
     """
-    height, width_px = config.crop or size
-    if height > size[0] or width_px > size[1]:
-        raise ValueError(
-            f"a camera of {size[0]}x{size[1]} pixels has no middle of {height}x{width_px}: set a smaller crop"
-        )
+    check_crop(config, size)
     match config.vision:
         case "keypoints":
             return KeypointEncoder(width, config.channels, config.keypoints, config.crop, planes)
@@ -103,6 +99,15 @@ def make_image_encoder(config: EncoderConfig, size: Size, width: int, planes: in
     assert_never(config.vision)
 
 
+def check_crop(config: EncoderConfig, size: Size) -> None:
+    """Raises ValueError when the crop is larger than a picture of (height, width) = `size`."""
+    height, width_px = config.crop or size
+    if height > size[0] or width_px > size[1]:
+        raise ValueError(
+            f"a camera of {size[0]}x{size[1]} pixels has no middle of {height}x{width_px}: set a smaller crop"
+        )
+
+
 def make_image_encoders(config: EncoderConfig, interface: Interface, width: int) -> nn.ModuleDict:
     """The encoder of each camera, in the interface's order, or the one that they share. A camera may have any name:
     what none of torch's modules may be called is escaped.
@@ -116,8 +121,10 @@ def make_image_encoders(config: EncoderConfig, interface: Interface, width: int)
     if config.vision in ("keypoints", "vit") and len(set(kinds.values())) > 1:
         told = ", ".join(f"{name} {height}x{across}x{planes}" for name, ((height, across), planes) in kinds.items())
         raise ValueError(f"cameras that share {config.vision} must be alike, got {told}: leave shared out")
-    encoders = [make_image_encoder(config, size, width, planes) for size, planes in kinds.values()]
-    return nn.ModuleDict({"shared": encoders[0]})
+    first, *others = kinds.values()
+    for size, _ in others:
+        check_crop(config, size)
+    return nn.ModuleDict({"shared": make_image_encoder(config, first[0], width, first[1])})
 
 
 def encoder_of_each(cameras: nn.ModuleDict, count: int) -> list[ImageEncoder]:

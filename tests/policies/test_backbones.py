@@ -93,3 +93,8 @@ def test_cameras_that_share_an_encoder_are_seen_as_by_one_each(vision: Any, came
         module.load_state_dict(weights)
     images = [frames[:, 0] for frames in make_observation(3, cameras).images.values()]
     torch.testing.assert_close(encode_images(one, images), encode_images(each, images))
+
+
+def test_no_camera_that_shares_an_encoder_is_smaller_than_the_crop() -> None:
+    with pytest.raises(ValueError, match="16x32 pixels has no middle of 20x20"):
+        make_image_encoders(replace(SIGLIP, crop=(20, 20)), interface(CAMERAS), 12)

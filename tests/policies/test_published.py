@@ -105,7 +105,8 @@ cameras = dict.fromkeys(("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"),
 interface = Interface(state_dim=32, action_dim=32, words=48, vocabulary=257_152, cameras=cameras)
 start = time.perf_counter()
 with torch.device("meta"):
-    made = [Pi0(PI0, interface), Pi0(PI05, interface), LanguageModel(replace(LLAMA2_7B, vocabulary=32_064))]
+    told = replace(interface, words=200, told_state=True)
+    made = [Pi0(PI0, interface), Pi0(PI05, told), LanguageModel(replace(LLAMA2_7B, vocabulary=32_064))]
 seconds, kilobytes = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([seconds, kilobytes * 1024, *(sum(p.numel() for p in model.parameters()) for model in made)]))
 """
