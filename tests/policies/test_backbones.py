@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from observations import interface, make_observation, seeded
-from small_policies import SMALL
+from small_policies import DT, SMALL
 
 from robostack.common.serialize import from_json, to_json
 from robostack.core.vision.backbone import DINOV2_L, SIGLIP_SO400M
 from robostack.datasets.moments import History
+from robostack.policies.decision_transformer import DecisionTransformer
 from robostack.policies.encoder import EncoderConfig, ObservationEncoder, encode_images, make_image_encoders
 from robostack.policies.protocol import Observation
 from robostack.policies.registry import policy_class
@@ -75,6 +76,19 @@ def test_tokens_of_a_step_lie_side_by_side() -> None:
     hidden = replace(observation, present={**observation.present, "wrist": torch.tensor([False, True])})
     tokens, valid = encoder(hidden)
     assert (~valid).nonzero().tolist() == [[0, place] for place in range(11, 19)] and not tokens[~valid].any()
+    _, valid = encoder(replace(observation, valid=torch.tensor([[True, True], [False, True]])))
+    assert (~valid).nonzero().tolist() == [[1, place] for place in (0, 3, 4, 5, 6, 11, 12, 13, 14, 19)]
+
+
+def test_no_decision_sees_a_later_picture() -> None:
+    config = replace(DT, encoder=SIGLIP)
+    torch.manual_seed(0)
+    policy = DecisionTransformer(config, interface(CAMERAS))
+    observation = make_observation(2, CAMERAS, config.history)
+    before, wrist = policy.predict(observation), observation.images["wrist"].clone()
+    wrist[:, 1] ^= 255
+    after = policy.predict(replace(observation, images={**observation.images, "wrist": wrist}))
+    assert (after != before).flatten(2).any(-1).tolist() == [[False, True, True]] * 2
 
 
 @pytest.mark.parametrize("vision", ["siglip", "keypoints", "vit"])
