@@ -35,7 +35,7 @@ def try_damaged(folder: Path, seed: int, trials: int, kinds: tuple[str, ...] = K
 
 def test_damaged_inputs_are_read_or_refused_in_a_line(tmp_path: Path) -> None:
     quick = tuple(kind for kind in KINDS if kind != "expert")  # JAX alone takes seconds to import
-    try_damaged(tmp_path, 1, 7 * len(quick), quick)
+    try_damaged(tmp_path, 1, 4 * len(quick), quick)
 
 
 @pytest.mark.slow

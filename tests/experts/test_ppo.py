@@ -356,6 +356,7 @@ def test_a_policy_that_is_not_finite_is_not_kept(run: Path, tmp_path: Path, monk
     assert newest_expert(tmp_path / "run").name == "update-00000002"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
     """In a process whose files may not grow beyond a size: a log that has grown so far already."""
     shutil.copytree(run, tmp_path / "run")

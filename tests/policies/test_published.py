@@ -94,7 +94,8 @@ def test_pi0s_prefix_is_paligemmas(exact: None) -> None:
 
 
 BUILT = """
-import json, resource, time
+import json
+from pathlib import Path
 from dataclasses import replace
 import torch
 from robostack.core.language import LLAMA2_7B, LanguageModel
@@ -103,21 +104,22 @@ from robostack.policies.protocol import Interface
 
 cameras = dict.fromkeys(("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"), (224, 224))
 interface = Interface(state_dim=32, action_dim=32, words=48, vocabulary=257_152, cameras=cameras)
-start = time.perf_counter()
 with torch.device("meta"):
     told = replace(interface, words=200, told_state=True)
     made = [Pi0(PI0, interface), Pi0(PI05, told), LanguageModel(replace(LLAMA2_7B, vocabulary=32_064))]
-seconds, kilobytes = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([seconds, kilobytes * 1024, *(sum(p.numel() for p in model.parameters()) for model in made)]))
+# Not getrusage's, which a new process takes over from the one that started it.
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+kilobytes = int(status["VmHWM"].split()[0])
+print(json.dumps([kilobytes * 1024, *(sum(p.numel() for p in model.parameters()) for model in made)]))
 """
 
 
-def test_full_sizes_are_built_on_the_meta_device_in_seconds_and_have_their_numbers_of_parameters() -> None:
+def test_full_sizes_are_built_on_the_meta_device_in_a_gigabyte_and_have_their_numbers_of_parameters() -> None:
     """Of the state dicts that openpi's and OpenVLA's reference implementations have, by shape."""
-    ran = subprocess.run([sys.executable, "-c", BUILT], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", BUILT], capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
-    seconds, memory, pi0, pi05, llama = json.loads(ran.stdout)
-    assert seconds < 10.0 and memory < 1e9
+    memory, pi0, pi05, llama = json.loads(ran.stdout)
+    assert memory < 1e9
 
     tower, projector, words = 412_442_352, 2048 * 1153, 257_152 * 2048
     feed_forward, half = 3 * 16_384 * 2048, 2048 * 2048

@@ -285,7 +285,8 @@ def run_limited(command: Sequence[str], largest_file: int, cwd: Path) -> subproc
     [
         (300, "", None),  # nothing can be begun
         (20_000, "--steps 12 --checkpoint-every 10 --log-every 100", ""),  # the first checkpoint
-        (0, "--steps 4000 --checkpoint-every 5 --log-every 1", "step-"),  # the log or the curves, after checkpoints
+        # The log or the curves, after checkpoints.
+        pytest.param(0, "--steps 4000 --checkpoint-every 5 --log-every 1", "step-", marks=pytest.mark.slow),
     ],
 )
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
