@@ -230,6 +230,7 @@ def _expert(path: Path, task: str, more: float) -> None:
     from safetensors.numpy import save_file
 
     from robostack.common.serialize import to_json
+    from robostack.common.tensors import Seal
     from robostack.experts.ppo.checkpoint import FORMAT, tensors_of
     from robostack.experts.ppo.config import ExpertConfig, PpoConfig
     from robostack.experts.ppo.network import ActorCritic, RunningStatistics
@@ -248,8 +249,24 @@ def _expert(path: Path, task: str, more: float) -> None:
         "update": 2,
         "observation": 6,
         "used": [True, True],
-        "evaluation": {"success": 1.0, "success_interval": [0.9, 1.0], "episodes": 4, "note": task},
-        "training": {"cpu_s": 1.0, "command": task, "commit": "0", "machine": "m", "date": "d", "seeds": [0, 1]},
+        "evaluation": {
+            "episodes": 4,
+            "successes": 4,
+            "success": 1.0,
+            "success_interval": [0.4, 1.0],
+            "mean_return": 1.0,
+            "mean_length": 30.0,
+        },
+        "training": {
+            "cpu_s": 1.0,
+            "time_s": 1.0,
+            "command": task,
+            "commit": "0",
+            "machine": "m",
+            "date": "d",
+            "resumed": [],
+        },
+        "files": to_json({file.name: Seal.of(file) for file in sorted(folder.glob("*.safetensors"))}),
     }
     (folder / "expert.json").write_text(json.dumps(description, indent=1) + "\n")
     (path / "run" / "log.jsonl").write_text(json.dumps({"update": 1, "success": 0.5}) + "\n")
