@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from robostack.core.flow.paths import Field, GaussianPath
@@ -21,15 +20,6 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 def clipped(model: FlowModel, lowest: float, highest: float) -> FlowModel:
     """The data prediction clipped, and with it the noise that belongs to it: for normalised actions [−1, 1]."""
     return _with_data(model, lambda x, t: model.data(x, t).clamp(lowest, highest))
-
-
-def inpainted(model: FlowModel, known: Tensor, given: Bool[Tensor, "..."]) -> FlowModel:
-    """Predicts `known` wherever `given`; both broadcast with x. Those entries go straight from their noise to it.
-
-    Nothing tells the network that they are known but their own x_t. To give it clean entries, train it with a time
-    for each token and hold theirs at 1.
-    """
-    return _with_data(model, lambda x, t: torch.where(given, known.to(x.dtype), model.data(x, t)))
 
 
 def objective_guided(

@@ -2,14 +2,13 @@
 
 import math
 
-import pytest
 import torch
 from gaussian_flow import PATHS, full, gaussian_flow, gaussian_model
 from torch import Tensor
 
-from robostack.core.flow.guidance import clipped, inpainted, objective_guided, posterior_variance
+from robostack.core.flow.guidance import clipped, objective_guided, posterior_variance
 from robostack.core.flow.paths import LinearPath
-from robostack.core.flow.solvers import FlowModel, Solver, solve
+from robostack.core.flow.solvers import solve
 
 F64 = torch.float64
 
@@ -42,35 +41,6 @@ def test_guidance_begins_at_pure_noise_when_bounded() -> None:
     guided = objective_guided(gaussian_model(LinearPath()), lambda data, t: data.square().sum(1), largest=10.0)
     x = torch.randn(4, 3, dtype=F64)
     assert bool(solve(guided, x, even(5), "ddim").isfinite().all())
-
-
-@pytest.mark.parametrize("solver", ["euler", "heun", "ddim", "dpm", "ddpm"])
-@pytest.mark.parametrize("name", ["linear", "cosine", "discrete"])
-def test_inpainting_arrives_at_what_is_given_and_leaves_the_rest(name: str, solver: Solver) -> None:
-    path, x = PATHS[name], torch.randn(4, 5, 2, dtype=F64)
-    known, given = torch.randn(4, 5, 2, dtype=F64), torch.arange(5)[:, None] < 2
-    model = gaussian_model(path)
-    arrived = solve(inpainted(model, known, given), x, even(20), solver, torch.Generator().manual_seed(0))
-    # Euler and Heun on a curve leave an error of their order; the solvers in the path's coordinates none.
-    tolerance = 0.1 if solver in ("euler", "heun") and name != "linear" else 1e-9
-    torch.testing.assert_close(arrived[:, :2], known[:, :2], rtol=0.0, atol=tolerance)
-    alone = solve(model, x, even(20), solver, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(arrived[:, 2:], alone[:, 2:])
-
-
-def test_the_network_sees_given_entries_at_the_noise_of_their_time() -> None:
-    """Entries given are on the straight way from their own noise to their value, at every step."""
-    path, x, known = LinearPath(), torch.randn(1, 2, dtype=F64), torch.randn(1, 2, dtype=F64)
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        seen.append((x, t))
-        return torch.zeros_like(x)
-
-    model = inpainted(FlowModel(path, predict, "data"), known, torch.tensor([True, False]))
-    solve(model, x, even(5), "ddim")
-    for asked, t in seen:
-        torch.testing.assert_close(asked[0, 0], t[0] * known[0, 0] + (1 - t[0]) * x[0, 0])
 
 
 def test_clipped_predictions_keep_their_noise_consistent() -> None:
