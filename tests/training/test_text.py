@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_prompts import PI05
 from support import write_reaching_data
 from token_files import hugging_face, sentencepiece_model
 
 from robostack.cli import main
 from robostack.core.text.files import FileTokenizer
-from robostack.core.text.prompt import PI05, Prompt
+from robostack.core.text.prompt import Prompt
 from robostack.datasets.moments import Moments
 from robostack.policies.checkpoint import Checkpoint
 from robostack.policies.pi0 import Pi0Config

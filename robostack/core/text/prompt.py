@@ -40,10 +40,6 @@ class Prompt:
         return re.sub(r"\{task\}|\{state\}", lambda found: values[found[0]](), self.template)
 
 
-PI0 = Prompt("{task}\n", clean_task=True)
-PI05 = Prompt("Task: {task}, State: {state};\nAction: ", clean_task=True)
-
-
 def state_words() -> list[str]:
     """All that a number of a state can be written as."""
     return [str(bin) for bin in range(-1, STATE_BINS)]

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from published_prompts import PI0, PI05
 
-from robostack.core.text.prompt import PI0, PI05, Prompt, state_words
+from robostack.core.text.prompt import Prompt, state_words
 from robostack.core.text.words import Vocabulary
 
 
