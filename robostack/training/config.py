@@ -37,7 +37,7 @@ class TrainConfig:
     init_except: tuple[str, ...] = ()
     """Patterns of tensors that are drawn all the same, such as 'action_out.*' for other actions."""
     freeze: tuple[str, ...] = ()
-    """Patterns of parameters that stay as they are, such as 'image_encoders.*'."""
+    """Patterns of parameters that stay as they are, such as 'cameras.*' of pi0."""
     frame_stride: int = 1
     """Every n-th frame starts a training window; fewer windows keep more of the images in the page cache."""
     steps: int = 3000
